@@ -1,0 +1,1 @@
+//! Audio constants and helpers shared by the networks and the corpus.

@@ -1,0 +1,3 @@
+//! Spoken dialogues from a grammar: text, speech, splits.
+
+pub mod cli;

@@ -1,0 +1,3 @@
+//! The unit decoder (causal Vocos): units to the agent's voice.
+
+pub mod cli;

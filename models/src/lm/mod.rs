@@ -1,0 +1,3 @@
+//! The group language model.
+
+pub mod cli;

@@ -1,0 +1,3 @@
+//! The speech tokenizer (nano HuBERT): audio to units.
+
+pub mod cli;
