@@ -1,0 +1,131 @@
+use super::*;
+
+/// A manifest that fits together, with tiny sizes; `graph` files hold only their names.
+fn tiny() -> Manifest {
+    let stage = |file: &str, chunk, inputs: Vec<TensorEntry>, outputs: Vec<TensorEntry>| StageEntry {
+        graph: FileEntry::named(file),
+        precision: "fp32".into(),
+        chunk,
+        latency_ms: 0.0,
+        initial: None,
+        inputs,
+        outputs,
+    };
+    let (f, i) = (TensorEntry::f32 as fn(&'static str, &[usize]) -> _, TensorEntry::i64 as fn(&'static str, &[usize]) -> _);
+    let words = Vocabulary::from_words(["on"]).expect("in order").len();
+    Manifest {
+        format_version: 1,
+        name: "tiny".into(),
+        created_by: "test".into(),
+        source_checkpoint: "00".into(),
+        sample_rate: 16_000,
+        unit_rate: 25,
+        k: 10,
+        group: 4,
+        layout: Layout::InterleavedWords,
+        transcript: true,
+        minimum_memory_mb: 100,
+        licence: "MIT".into(),
+        provenance: "random".into(),
+        vocabulary: FileEntry::named("vocabulary.txt"),
+        special_tokens: crate::vocabulary::SPECIALS.iter().zip(0..).map(|(s, i)| ((*s).to_owned(), i)).collect(),
+        stage: Stages {
+            tokenizer: stage(
+                "tokenizer.onnx",
+                5120,
+                vec![f("audio", &[1, 5120]), f("state.audio", &[1, 240])],
+                vec![i("units", &[1, 8]), f("state.audio.next", &[1, 240])],
+            ),
+            lm: stage(
+                "lm.onnx",
+                1,
+                vec![i("token", &[1]), i("units", &[1, 4]), f("is_group", &[1]), i("position", &[1]), f("cache.key.0", &[1, 64, 4])],
+                vec![f("logits", &[1, words]), f("hidden", &[1, 16]), f("cache.key.0.new", &[1, 1, 4])],
+            ),
+            head: stage("head.onnx", 1, vec![f("hidden", &[1, 16])], vec![f("unit_logits", &[1, 4, 11])]),
+            decoder: stage(
+                "decoder.onnx",
+                2,
+                vec![i("units", &[1, 2]), f("state.conv.0", &[1, 3, 2])],
+                vec![f("log_magnitude", &[1, 8, 321]), f("phase", &[1, 8, 321]), f("state.conv.0.next", &[1, 3, 2])],
+            ),
+        },
+        measured: toml::toml! { unit_agreement = 0.99 },
+    }
+}
+
+fn write(dir: &Path, manifest: Manifest) -> Result<Bundle, BundleError> {
+    let writer = BundleWriter::create(dir)?;
+    writer.add("vocabulary.txt", Vocabulary::from_words(["on"]).expect("in order").to_text().as_bytes())?;
+    for name in StageName::ALL {
+        writer.add(&manifest.stage.get(name).graph.file, name.as_str().as_bytes())?;
+    }
+    if let Some(initial) = &manifest.stage.decoder.initial {
+        writer.add_states(&initial.file, (0..6).map(|i| i as f32))?;
+    }
+    writer.finish(manifest)
+}
+
+#[test]
+fn written_bundle_opens_again_and_replaces_the_old_one() {
+    let tmp = tempfile::tempdir().expect("a temporary folder");
+    let dir = tmp.path().join("nano");
+    let mut manifest = tiny();
+    manifest.stage.decoder.initial = Some(FileEntry::named("decoder.f32"));
+    let bundle = write(&dir, manifest).expect("fits together");
+    assert_eq!(bundle.manifest().stage.lm.graph.bytes, 2);
+    assert_eq!(bundle.manifest().measured["unit_agreement"].as_float(), Some(0.99));
+    let states = bundle.initial_states(StageName::Decoder).expect("readable");
+    assert_eq!(states, vec![("state.conv.0".to_owned(), vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0])]);
+    write(&dir, tiny()).expect("replaces");
+    let left: Vec<_> = std::fs::read_dir(tmp.path()).expect("readable").collect();
+    assert_eq!(left.len(), 1, "nothing is left beside the bundle");
+    assert!(Bundle::open(&dir).expect("opens").initial_states(StageName::Decoder).expect("zeros")[0].1.iter().all(|x| *x == 0.0));
+}
+
+#[test]
+fn every_mismatch_is_named() {
+    let tmp = tempfile::tempdir().expect("a temporary folder");
+    let dir = tmp.path().join("nano");
+    let refuse = |change: &dyn Fn(&mut Manifest)| {
+        let mut manifest = tiny();
+        change(&mut manifest);
+        let message = write(&dir, manifest).expect_err("must be refused").to_string();
+        assert!(!dir.exists() && !tmp.path().join("nano.partial").exists(), "nothing half-written");
+        message
+    };
+    assert!(refuse(&|m| m.group = 5).contains("stage lm: `units` is i64 [1, 4], and needs i64 [1, 5]"));
+    assert!(refuse(&|m| m.k = 11).contains("stage head: `unit_logits`"));
+    assert!(refuse(&|m| m.stage.lm.outputs[0].shape[1] += 1).contains("the vocabulary has"));
+    assert!(refuse(&|m| m.stage.head.inputs[0].shape[1] = 8).contains("stage head: `hidden`"));
+    assert!(refuse(&|m| m.stage.tokenizer.chunk = 640).contains("stage.tokenizer.chunk = 640"));
+    assert!(refuse(&|m| m.stage.tokenizer.outputs.truncate(1)).contains("no output `state.audio.next`"));
+    assert!(refuse(&|m| m.stage.tokenizer.inputs.truncate(1)).contains("no input `state.audio`"));
+    assert!(refuse(&|m| m.stage.lm.inputs.truncate(4)).contains("no input `cache.*`"));
+    assert!(refuse(&|m| m.special_tokens.extend([("<end>".to_owned(), 8)])).contains("special token <end>"));
+    assert!(refuse(&|m| m.unit_rate = 7).contains("unit_rate"));
+    assert!(refuse(&|m| m.vocabulary.file = "../x".into()).contains("missing"));
+}
+
+#[test]
+fn damage_on_disk_is_named() {
+    let tmp = tempfile::tempdir().expect("a temporary folder");
+    let dir = tmp.path().join("nano");
+    write(&dir, tiny()).expect("fits together");
+    std::fs::write(dir.join("lm.onnx"), b"lM").expect("writable");
+    assert!(matches!(Bundle::open(&dir), Err(BundleError::Hash { file, .. }) if file == "lm.onnx"));
+    std::fs::write(dir.join("lm.onnx"), b"l").expect("writable");
+    assert!(matches!(Bundle::open(&dir), Err(BundleError::FileSize { found: 1, expected: 2, .. })));
+    std::fs::remove_file(dir.join("lm.onnx")).expect("there");
+    assert!(matches!(Bundle::open(&dir), Err(BundleError::MissingFile { file, .. }) if file == "lm.onnx"));
+    let text = std::fs::read_to_string(dir.join(MANIFEST)).expect("there");
+    std::fs::write(dir.join(MANIFEST), text.replace("format_version = 1", "format_version = 2")).expect("writable");
+    assert!(matches!(Bundle::open(&dir), Err(BundleError::Version { found: 2 })));
+    std::fs::write(dir.join(MANIFEST), "rubbish").expect("writable");
+    assert!(matches!(Bundle::open(&dir), Err(BundleError::Parse { .. })));
+    std::fs::remove_file(dir.join(MANIFEST)).expect("there");
+    assert!(matches!(Bundle::open(&dir), Err(BundleError::NoManifest { .. })));
+    assert!(matches!(Bundle::open(&tmp.path().join("none")), Err(BundleError::NoFolder { .. })));
+    std::fs::write(tmp.path().join("file"), b"").expect("writable");
+    assert!(BundleWriter::create(tmp.path()).is_err(), "a folder of other things is not replaced");
+}
