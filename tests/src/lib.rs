@@ -1,1 +1,87 @@
-//! Helpers for the tests that span crates.
+//! Helpers for the tests that span crates: the shipped bundle and its sample questions, `sa-agent` run as a user runs it,
+//! and WAV files in all the forms that users have.
+
+mod agent;
+mod wave;
+
+pub use agent::{Outcome, Talk};
+pub use wave::{Form, levels, question_in, read_wav, write_wav};
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+/// The root of the repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("this crate lies in a folder of the repository")
+}
+
+/// The bundle under test: the shipped one, unless `SA_TEST_BUNDLE` names another.
+pub fn bundle() -> PathBuf {
+    std::env::var_os("SA_TEST_BUNDLE").map_or_else(
+        || root().join("models/pretrained/nano/bundle"),
+        PathBuf::from,
+    )
+}
+
+/// A committed sample question: what is said in the file, and what a right answer is.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Sample {
+    /// File name in the samples folder.
+    pub wav: PathBuf,
+    pub text: String,
+    pub call: Option<String>,
+    /// Missing where the answer depends on the clock.
+    pub reply: Option<String>,
+    pub category: String,
+    pub voice: String,
+    /// Is understood only after the question before.
+    #[serde(default)]
+    pub follows: bool,
+}
+
+/// The committed samples, with paths that can be opened.
+pub fn samples() -> Result<Vec<Sample>> {
+    let folder = root().join("models/pretrained/nano/samples");
+    let file = folder.join("samples.jsonl");
+    let text = std::fs::read_to_string(&file)
+        .with_context(|| format!("while reading {}", file.display()))?;
+    text.lines()
+        .map(|line| {
+            let mut sample: Sample = serde_json::from_str(line)
+                .with_context(|| format!("while reading the sample {line}"))?;
+            sample.wav = folder.join(&sample.wav);
+            Ok(sample)
+        })
+        .collect()
+}
+
+/// The samples as conversations: each begins with a question that stands alone.
+pub fn conversations() -> Result<Vec<Vec<Sample>>> {
+    let mut all: Vec<Vec<Sample>> = Vec::new();
+    for sample in samples()? {
+        match all.last_mut() {
+            Some(last) if sample.follows => last.push(sample),
+            _ => all.push(vec![sample]),
+        }
+    }
+    Ok(all)
+}
+
+/// Copies the bundle under test to where a test may damage it.
+pub fn copy_bundle(to: &Path) -> Result<Vec<String>> {
+    std::fs::create_dir_all(to)?;
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(bundle())
+        .with_context(|| format!("while listing {}", bundle().display()))?
+    {
+        let entry = entry?;
+        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Installs what `make demo`, `make test` or `make train` lack, and says what. Rust itself is assumed.
+#   tests/setup.sh demo|test|train
+set -euo pipefail
+wanted=${1:?demo, test or train}
+SA_CACHE=${SA_CACHE:-${HOME:-/var/tmp}/.cache/sa}
+VENV=$SA_CACHE/judge-venv
+POCKETSPHINX=5.1.1
+
+command -v cargo >/dev/null || { echo "setup: no cargo; Rust 1.95 or newer is assumed (https://rustup.rs)" >&2; exit 1; }
+
+missing=()
+need() { command -v "$1" >/dev/null || missing+=("$2"); } # program, Debian package
+need cc gcc
+if [ "$wanted" != demo ]; then
+  need espeak-ng espeak-ng # voices and phones of the corpus
+  need flite flite # the voice that the agent copies
+  need python3 python3 # the judge
+  python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+fi
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "setup: installing Debian packages: ${missing[*]}"
+  command -v apt-get >/dev/null || { echo "setup: no apt-get here; install these by hand: ${missing[*]}" >&2; exit 1; }
+  as_root=
+  [ "$(id -u)" = 0 ] || as_root=sudo
+  $as_root apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+if [ "$wanted" != demo ] && [ "$(cat "$VENV/installed" 2>/dev/null)" != "$POCKETSPHINX" ]; then
+  echo "setup: installing pocketsphinx $POCKETSPHINX (the judge of the tests, no part of the product) into $VENV"
+  rm -rf "$VENV"
+  mkdir -p "$SA_CACHE"
+  if python3 -m venv "$VENV" && "$VENV/bin/pip" install -q --disable-pip-version-check "pocketsphinx==$POCKETSPHINX"; then
+    echo "$POCKETSPHINX" >"$VENV/installed"
+  else
+    rm -rf "$VENV"
+    echo "setup: no pocketsphinx (is PyPI reachable?); tests that listen to the agent's speech will be left out, and say so" >&2
+  fi
+fi

@@ -1,0 +1,8 @@
+//! The shipped agent as its users meet it: `sa-agent` is run, and what it prints and writes is checked.
+
+mod bad_input;
+mod bundles;
+mod conversation;
+mod layers;
+mod resources;
+mod tools;
