@@ -20,10 +20,7 @@ fn binary() -> &'static Path {
             .expect("cargo runs, it has started this test");
         assert!(built.success(), "sa-agent does not build");
         let test = std::env::current_exe().expect("the path of a running test is known");
-        let folder = test
-            .ancestors()
-            .nth(2)
-            .expect("tests lie in target/debug/deps");
+        let folder = test.ancestors().nth(2).expect("tests lie in target/debug/deps");
         folder.join("sa-agent")
     })
 }
@@ -62,26 +59,15 @@ impl Talk {
     pub fn bare(arguments: &[&str]) -> Self {
         let mut command = Command::new(binary());
         command.args(arguments).current_dir(crate::root());
-        Self {
-            command,
-            limit: Duration::from_secs(120),
-        }
+        Self { command, limit: Duration::from_secs(120) }
     }
 
     /// The same call, started by a shell after `preparation` (for limits that a child inherits).
     pub fn after(self, preparation: &str) -> Self {
         let mut command = Command::new("sh");
-        command
-            .arg("-c")
-            .arg(format!("{preparation}; exec \"$0\" \"$@\""))
-            .arg(self.command.get_program());
-        command
-            .args(self.command.get_args())
-            .current_dir(crate::root());
-        Self {
-            command,
-            limit: self.limit,
-        }
+        command.arg("-c").arg(format!("{preparation}; exec \"$0\" \"$@\"")).arg(self.command.get_program());
+        command.args(self.command.get_args()).current_dir(crate::root());
+        Self { command, limit: self.limit }
     }
 
     pub fn input(mut self, wav: &Path) -> Self {
@@ -138,13 +124,7 @@ impl Talk {
             let bytes = reader.join().expect("reading a pipe does not panic")?;
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         };
-        Ok(Outcome {
-            code: status.code(),
-            stdout: read(stdout)?,
-            stderr: read(stderr)?,
-            seconds: started.elapsed().as_secs_f64(),
-            peak_mb,
-        })
+        Ok(Outcome { code: status.code(), stdout: read(stdout)?, stderr: read(stderr)?, seconds: started.elapsed().as_secs_f64(), peak_mb })
     }
 }
 
@@ -154,9 +134,7 @@ impl Default for Talk {
     }
 }
 
-fn drain(
-    mut pipe: impl Read + Send + 'static,
-) -> std::thread::JoinHandle<std::io::Result<Vec<u8>>> {
+fn drain(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<std::io::Result<Vec<u8>>> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
         pipe.read_to_end(&mut bytes).map(|_| bytes)
@@ -165,78 +143,35 @@ fn drain(
 
 fn high_water_mb(child: &Child) -> Option<f64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim()
-        .strip_suffix(" kB")?
-        .parse::<f64>()
-        .ok()
-        .map(|kb| kb / 1024.0)
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<f64>().ok().map(|kb| kb / 1024.0)
 }
 
 impl Outcome {
     /// The JSON events that were printed.
     pub fn events(&self) -> Result<Vec<Value>> {
-        self.stdout
-            .lines()
-            .map(|line| serde_json::from_str(line).with_context(|| format!("not an event: {line}")))
-            .collect()
+        self.stdout.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not an event: {line}"))).collect()
     }
 
     /// The events of one kind.
     pub fn of_kind(&self, kind: &str) -> Result<Vec<Value>> {
-        Ok(self
-            .events()?
-            .into_iter()
-            .filter(|event| event["event"] == kind)
-            .collect())
+        Ok(self.events()?.into_iter().filter(|event| event["event"] == kind).collect())
     }
 
     /// Checks a failure: the exit code, one line on stderr that names `culprit`, no panic.
     pub fn failed_with(&self, code: i32, culprit: &str) -> Result<()> {
-        ensure!(
-            self.code == Some(code),
-            "exit code {:?}, expected {code}; stderr: {}",
-            self.code,
-            self.stderr
-        );
-        ensure!(
-            !self.stderr.contains("panicked"),
-            "it panicked: {}",
-            self.stderr
-        );
-        ensure!(
-            self.stderr.contains(culprit),
-            "the message does not name '{culprit}': {}",
-            self.stderr
-        );
-        let errors = self
-            .stderr
-            .lines()
-            .filter(|line| line.starts_with("sa-agent:"))
-            .count();
-        ensure!(
-            errors == 1,
-            "{errors} error lines, expected one: {}",
-            self.stderr
-        );
+        ensure!(self.code == Some(code), "exit code {:?}, expected {code}; stderr: {}", self.code, self.stderr);
+        ensure!(!self.stderr.contains("panicked"), "it panicked: {}", self.stderr);
+        ensure!(self.stderr.contains(culprit), "the message does not name '{culprit}': {}", self.stderr);
+        let errors = self.stderr.lines().filter(|line| line.starts_with("sa-agent:")).count();
+        ensure!(errors == 1, "{errors} error lines, expected one: {}", self.stderr);
         Ok(())
     }
 
     /// Checks a success, and returns itself for what else is to be seen.
     pub fn succeeded(self) -> Result<Self> {
-        ensure!(
-            self.code == Some(0),
-            "exit code {:?}; stderr: {}",
-            self.code,
-            self.stderr
-        );
-        ensure!(
-            !self.stderr.contains("panicked"),
-            "a thread panicked: {}",
-            self.stderr
-        );
+        ensure!(self.code == Some(0), "exit code {:?}; stderr: {}", self.code, self.stderr);
+        ensure!(!self.stderr.contains("panicked"), "a thread panicked: {}", self.stderr);
         Ok(self)
     }
 }

@@ -14,17 +14,12 @@ use serde::Deserialize;
 
 /// The root of the repository.
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("this crate lies in a folder of the repository")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in a folder of the repository")
 }
 
 /// The bundle under test: the shipped one, unless `SA_TEST_BUNDLE` names another.
 pub fn bundle() -> PathBuf {
-    std::env::var_os("SA_TEST_BUNDLE").map_or_else(
-        || root().join("models/pretrained/nano/bundle"),
-        PathBuf::from,
-    )
+    std::env::var_os("SA_TEST_BUNDLE").map_or_else(|| root().join("models/pretrained/nano/bundle"), PathBuf::from)
 }
 
 /// A committed sample question: what is said in the file, and what a right answer is.
@@ -47,12 +42,10 @@ pub struct Sample {
 pub fn samples() -> Result<Vec<Sample>> {
     let folder = root().join("models/pretrained/nano/samples");
     let file = folder.join("samples.jsonl");
-    let text = std::fs::read_to_string(&file)
-        .with_context(|| format!("while reading {}", file.display()))?;
+    let text = std::fs::read_to_string(&file).with_context(|| format!("while reading {}", file.display()))?;
     text.lines()
         .map(|line| {
-            let mut sample: Sample = serde_json::from_str(line)
-                .with_context(|| format!("while reading the sample {line}"))?;
+            let mut sample: Sample = serde_json::from_str(line).with_context(|| format!("while reading the sample {line}"))?;
             sample.wav = folder.join(&sample.wav);
             Ok(sample)
         })
@@ -75,9 +68,7 @@ pub fn conversations() -> Result<Vec<Vec<Sample>>> {
 pub fn copy_bundle(to: &Path) -> Result<Vec<String>> {
     std::fs::create_dir_all(to)?;
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(bundle())
-        .with_context(|| format!("while listing {}", bundle().display()))?
-    {
+    for entry in std::fs::read_dir(bundle()).with_context(|| format!("while listing {}", bundle().display()))? {
         let entry = entry?;
         std::fs::copy(entry.path(), to.join(entry.file_name()))?;
         names.push(entry.file_name().to_string_lossy().into_owned());

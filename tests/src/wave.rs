@@ -17,37 +17,21 @@ pub struct Form {
 
 /// Reads a WAV as floats in -1..1, first channel only, with its specification.
 pub fn read_wav(path: &Path) -> Result<(Vec<f32>, WavSpec)> {
-    let mut reader =
-        WavReader::open(path).with_context(|| format!("while opening {}", path.display()))?;
+    let mut reader = WavReader::open(path).with_context(|| format!("while opening {}", path.display()))?;
     let spec = reader.spec();
     let scale = 1.0 / (1u64 << (spec.bits_per_sample - 1)) as f32;
     let all: Vec<f32> = match spec.sample_format {
         SampleFormat::Float => reader.samples::<f32>().collect::<Result<_, _>>()?,
-        SampleFormat::Int => reader
-            .samples::<i32>()
-            .map(|x| x.map(|x| x as f32 * scale))
-            .collect::<Result<_, _>>()?,
+        SampleFormat::Int => reader.samples::<i32>().map(|x| x.map(|x| x as f32 * scale)).collect::<Result<_, _>>()?,
     };
-    Ok((
-        all.into_iter().step_by(spec.channels.into()).collect(),
-        spec,
-    ))
+    Ok((all.into_iter().step_by(spec.channels.into()).collect(), spec))
 }
 
 /// Writes mono samples in a form, at its rate; every channel carries the same.
 pub fn write_wav(path: &Path, samples: &[f32], form: Form) -> Result<()> {
     let (up, down) = form.rate;
-    let sample_format = if form.float {
-        SampleFormat::Float
-    } else {
-        SampleFormat::Int
-    };
-    let spec = WavSpec {
-        channels: form.channels,
-        sample_rate: 16_000 * up / down,
-        bits_per_sample: form.bits,
-        sample_format,
-    };
+    let sample_format = if form.float { SampleFormat::Float } else { SampleFormat::Int };
+    let spec = WavSpec { channels: form.channels, sample_rate: 16_000 * up / down, bits_per_sample: form.bits, sample_format };
     let mut writer = WavWriter::create(path, spec)?;
     let top = ((1u64 << (form.bits - 1)) - 1) as f32;
     for sample in resample(samples, up, down) {
@@ -86,11 +70,7 @@ fn resample(samples: &[f32], up: u32, down: u32) -> Vec<f32> {
             };
             let x = tap as f64 - centre;
             let phase = std::f64::consts::PI * x * cutoff;
-            let sinc = if phase.abs() < 1e-9 {
-                1.0
-            } else {
-                phase.sin() / phase
-            };
+            let sinc = if phase.abs() < 1e-9 { 1.0 } else { phase.sin() / phase };
             let window = 0.5 + 0.5 * (std::f64::consts::PI * x / (reach as f64 + 1.0)).cos();
             sum += f64::from(sample) * sinc * window * cutoff;
         }

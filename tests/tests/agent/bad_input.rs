@@ -6,21 +6,13 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use sa_tests::{Form, Talk, question_in, read_wav, samples, write_wav};
 
-const PLAIN: Form = Form {
-    rate: (1, 1),
-    channels: 1,
-    bits: 16,
-    float: false,
-};
+const PLAIN: Form = Form { rate: (1, 1), channels: 1, bits: 16, float: false };
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 
 /// A question with a fixed answer.
 fn question() -> Result<sa_tests::Sample> {
-    samples()?
-        .into_iter()
-        .find(|sample| sample.reply.is_some())
-        .context("no sample with a fixed answer")
+    samples()?.into_iter().find(|sample| sample.reply.is_some()).context("no sample with a fixed answer")
 }
 
 /// Nothing but what is named may lie in the folder: no answer, no half-written file.
@@ -37,68 +29,26 @@ fn other_forms_of_wav_are_converted() -> Result<()> {
     let question = question()?;
     let folder = tempfile::tempdir()?;
     let reply = |wav: &Path| -> Result<String> {
-        let outcome = Talk::new()
-            .input(wav)
-            .output(&folder.path().join("a.wav"))
-            .run()?
-            .succeeded()?;
-        Ok(outcome.of_kind("turn")?[0]["reply_text"]
-            .as_str()
-            .context("no reply_text")?
-            .to_owned())
+        let outcome = Talk::new().input(wav).output(&folder.path().join("a.wav")).run()?.succeeded()?;
+        Ok(outcome.of_kind("turn")?[0]["reply_text"].as_str().context("no reply_text")?.to_owned())
     };
     let expected = reply(&question.wav)?;
     let forms = [
-        Form {
-            rate: (3, 1),
-            channels: 2,
-            bits: 24,
-            float: false,
-        },
-        Form {
-            rate: (441, 160),
-            channels: 2,
-            bits: 16,
-            float: false,
-        },
-        Form {
-            rate: (441, 320),
-            channels: 1,
-            bits: 32,
-            float: true,
-        },
-        Form {
-            rate: (3, 1),
-            channels: 6,
-            bits: 32,
-            float: false,
-        },
-        Form {
-            rate: (1, 1),
-            channels: 1,
-            bits: 8,
-            float: false,
-        },
+        Form { rate: (3, 1), channels: 2, bits: 24, float: false },
+        Form { rate: (441, 160), channels: 2, bits: 16, float: false },
+        Form { rate: (441, 320), channels: 1, bits: 32, float: true },
+        Form { rate: (3, 1), channels: 6, bits: 32, float: false },
+        Form { rate: (1, 1), channels: 1, bits: 8, float: false },
     ];
     for form in forms {
         let wav = folder.path().join("other.wav");
         question_in(form, &question.wav, &wav)?;
         let got = reply(&wav).with_context(|| format!("{form:?}"))?;
-        ensure!(
-            got == expected,
-            "{form:?}: '{got}', at 16 kHz it was '{expected}'"
-        );
+        ensure!(got == expected, "{form:?}: '{got}', at 16 kHz it was '{expected}'");
     }
     // telephone band: what is above 4 kHz is gone, the answer may be another, but there is one
     let wav = folder.path().join("telephone.wav");
-    question_in(
-        Form {
-            rate: (1, 2),
-            ..PLAIN
-        },
-        &question.wav,
-        &wav,
-    )?;
+    question_in(Form { rate: (1, 2), ..PLAIN }, &question.wav, &wav)?;
     reply(&wav)?;
     Ok(())
 }
@@ -127,29 +77,16 @@ fn files_that_are_no_questions_are_refused() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let wav = folder.path().join(name);
         fs::write(&wav, bytes)?;
-        let outcome = Talk::new()
-            .input(&wav)
-            .output(&folder.path().join("a.wav"))
-            .run()?;
-        outcome
-            .failed_with(FAILED, name)
-            .with_context(|| name.to_owned())?;
+        let outcome = Talk::new().input(&wav).output(&folder.path().join("a.wav")).run()?;
+        outcome.failed_with(FAILED, name).with_context(|| name.to_owned())?;
         holds_only(folder.path(), &[name])?;
     }
     // a file cut short: either refused, or heard as far as it goes, with a warning; never silently
     let folder = tempfile::tempdir()?;
     let wav = folder.path().join("cut.wav");
     fs::write(&wav, &claims_more)?;
-    let outcome = Talk::new()
-        .input(&wav)
-        .output(&folder.path().join("a.wav"))
-        .run()?;
-    ensure!(
-        matches!(outcome.code, Some(0 | 1)) && outcome.stderr.contains("cut.wav"),
-        "{:?}: {}",
-        outcome.code,
-        outcome.stderr
-    );
+    let outcome = Talk::new().input(&wav).output(&folder.path().join("a.wav")).run()?;
+    ensure!(matches!(outcome.code, Some(0 | 1)) && outcome.stderr.contains("cut.wav"), "{:?}: {}", outcome.code, outcome.stderr);
     Ok(())
 }
 
@@ -158,32 +95,11 @@ fn paths_that_are_not_there() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let answer = folder.path().join("a.wav");
     let question = question()?.wav;
-    Talk::new()
-        .input(&folder.path().join("none.wav"))
-        .output(&answer)
-        .run()?
-        .failed_with(FAILED, "none.wav")?;
-    Talk::new()
-        .input(folder.path())
-        .output(&answer)
-        .run()?
-        .failed_with(FAILED, &folder.path().display().to_string())?;
-    Talk::new()
-        .input(&question)
-        .output(&folder.path().join("none/a.wav"))
-        .run()?
-        .failed_with(FAILED, "none")?;
-    Talk::new()
-        .input(&question)
-        .output_dir(&folder.path().join("none"))
-        .run()?
-        .failed_with(FAILED, "none")?;
-    Talk::new()
-        .input(&question)
-        .output(&answer)
-        .tools(&folder.path().join("none.toml"))
-        .run()?
-        .failed_with(FAILED, "none.toml")?;
+    Talk::new().input(&folder.path().join("none.wav")).output(&answer).run()?.failed_with(FAILED, "none.wav")?;
+    Talk::new().input(folder.path()).output(&answer).run()?.failed_with(FAILED, &folder.path().display().to_string())?;
+    Talk::new().input(&question).output(&folder.path().join("none/a.wav")).run()?.failed_with(FAILED, "none")?;
+    Talk::new().input(&question).output_dir(&folder.path().join("none")).run()?.failed_with(FAILED, "none")?;
+    Talk::new().input(&question).output(&answer).tools(&folder.path().join("none.toml")).run()?.failed_with(FAILED, "none.toml")?;
     holds_only(folder.path(), &[])
 }
 
@@ -191,12 +107,8 @@ fn paths_that_are_not_there() -> Result<()> {
 #[test]
 fn a_full_disk_leaves_nothing_half_written() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let talk = Talk::new()
-        .input(&question()?.wav)
-        .output(&folder.path().join("a.wav"));
-    talk.after("trap '' XFSZ; ulimit -f 8")
-        .run()?
-        .failed_with(FAILED, "a.wav")?;
+    let talk = Talk::new().input(&question()?.wav).output(&folder.path().join("a.wav"));
+    talk.after("trap '' XFSZ; ulimit -f 8").run()?.failed_with(FAILED, "a.wav")?;
     holds_only(folder.path(), &[])
 }
 
@@ -206,12 +118,7 @@ fn an_older_answer_survives_a_failure() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let answer = folder.path().join("a.wav");
     fs::write(&answer, "older")?;
-    Talk::new()
-        .input(&question()?.wav)
-        .output(&answer)
-        .after("trap '' XFSZ; ulimit -f 8")
-        .run()?
-        .failed_with(FAILED, "a.wav")?;
+    Talk::new().input(&question()?.wav).output(&answer).after("trap '' XFSZ; ulimit -f 8").run()?.failed_with(FAILED, "a.wav")?;
     ensure!(fs::read(&answer)? == b"older", "the older answer is gone");
     holds_only(folder.path(), &["a.wav"])
 }
@@ -224,12 +131,7 @@ fn silence_and_noise_get_an_answer() -> Result<()> {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 8) as f32 / (1 << 23) as f32 - 1.0
     };
-    let chord = |t: usize| {
-        [220.0, 277.2, 329.6]
-            .iter()
-            .map(|f| 0.1 * (t as f32 * f * std::f32::consts::TAU / 16_000.0).sin())
-            .sum()
-    };
+    let chord = |t: usize| [220.0, 277.2, 329.6].iter().map(|f| 0.1 * (t as f32 * f * std::f32::consts::TAU / 16_000.0).sin()).sum();
     let cases = [
         ("silence", vec![0.0; 32_000]),
         ("noise", (0..32_000).map(|_| 0.1 * noise()).collect()),
@@ -239,19 +141,10 @@ fn silence_and_noise_get_an_answer() -> Result<()> {
     for (name, audio) in cases {
         let (wav, answer) = (folder.path().join("q.wav"), folder.path().join("a.wav"));
         write_wav(&wav, &audio, PLAIN)?;
-        let outcome = Talk::new()
-            .input(&wav)
-            .output(&answer)
-            .run()?
-            .succeeded()
-            .with_context(|| name.to_owned())?;
+        let outcome = Talk::new().input(&wav).output(&answer).run()?.succeeded().with_context(|| name.to_owned())?;
         let turns = outcome.of_kind("turn")?;
         ensure!(turns.len() == 1, "{name}: {} turns", turns.len());
-        ensure!(
-            outcome.of_kind("call")?.is_empty(),
-            "{name} called a tool: {}",
-            outcome.stdout
-        );
+        ensure!(outcome.of_kind("call")?.is_empty(), "{name} called a tool: {}", outcome.stdout);
         println!("{name}: {}", turns[0]["reply_text"]);
     }
     Ok(())
@@ -269,25 +162,10 @@ fn a_file_of_two_hours_is_told_early() -> Result<()> {
     bytes[4..8].copy_from_slice(&(data + 36).to_le_bytes());
     bytes[40..44].copy_from_slice(&data.to_le_bytes());
     fs::write(&wav, bytes)?;
-    File::options()
-        .write(true)
-        .open(&wav)?
-        .set_len(u64::from(data) + 44)?;
-    let outcome = Talk::new()
-        .input(&wav)
-        .output(&folder.path().join("a.wav"))
-        .run()?;
-    ensure!(
-        outcome.stderr.contains("long.wav"),
-        "no word about it: {}",
-        outcome.stderr
-    );
-    ensure!(
-        matches!(outcome.code, Some(0 | 1)) && !outcome.stderr.contains("panicked"),
-        "{:?}: {}",
-        outcome.code,
-        outcome.stderr
-    );
+    File::options().write(true).open(&wav)?.set_len(u64::from(data) + 44)?;
+    let outcome = Talk::new().input(&wav).output(&folder.path().join("a.wav")).run()?;
+    ensure!(outcome.stderr.contains("long.wav"), "no word about it: {}", outcome.stderr);
+    ensure!(matches!(outcome.code, Some(0 | 1)) && !outcome.stderr.contains("panicked"), "{:?}: {}", outcome.code, outcome.stderr);
     ensure!(outcome.peak_mb < 150.0, "peak {} MB", outcome.peak_mb);
     ensure!(outcome.seconds < 30.0, "{} s", outcome.seconds);
     Ok(())
@@ -297,30 +175,12 @@ fn a_file_of_two_hours_is_told_early() -> Result<()> {
 fn wrong_usage_is_told_with_code_two() -> Result<()> {
     for arguments in [&["talk"][..], &["tolk"], &["talk", "--imput", "q.wav"], &[]] {
         let outcome = Talk::bare(arguments).run()?;
-        ensure!(
-            outcome.code == Some(USAGE),
-            "{arguments:?}: {:?} {}",
-            outcome.code,
-            outcome.stderr
-        );
-        ensure!(
-            outcome.stderr.contains("Usage"),
-            "{arguments:?}: {}",
-            outcome.stderr
-        );
+        ensure!(outcome.code == Some(USAGE), "{arguments:?}: {:?} {}", outcome.code, outcome.stderr);
+        ensure!(outcome.stderr.contains("Usage"), "{arguments:?}: {}", outcome.stderr);
     }
     let question = question()?.wav;
     let folder = tempfile::tempdir()?;
-    let outcome = Talk::new()
-        .input(&question)
-        .input(&question)
-        .output(&folder.path().join("a.wav"))
-        .run()?;
-    ensure!(
-        outcome.code == Some(USAGE),
-        "one output for two inputs: {:?} {}",
-        outcome.code,
-        outcome.stderr
-    );
+    let outcome = Talk::new().input(&question).input(&question).output(&folder.path().join("a.wav")).run()?;
+    ensure!(outcome.code == Some(USAGE), "one output for two inputs: {:?} {}", outcome.code, outcome.stderr);
     holds_only(folder.path(), &[])
 }

@@ -15,13 +15,8 @@ fn refused(culprit: &str, damage: impl FnOnce(&Path) -> Result<()>) -> Result<()
     copy_bundle(&bundle)?;
     damage(&bundle)?;
     let answer = folder.path().join("a.wav");
-    let outcome = Talk::on(&bundle)
-        .input(&samples()?[0].wav)
-        .output(&answer)
-        .run()?;
-    outcome
-        .failed_with(INVALID, culprit)
-        .with_context(|| format!("with damage to {culprit}"))?;
+    let outcome = Talk::on(&bundle).input(&samples()?[0].wav).output(&answer).run()?;
+    outcome.failed_with(INVALID, culprit).with_context(|| format!("with damage to {culprit}"))?;
     ensure!(!answer.exists(), "an answer was written");
     Ok(())
 }
@@ -44,17 +39,13 @@ fn parts() -> Result<Vec<String>> {
 
 #[test]
 fn a_flipped_bit_is_found_in_every_file() -> Result<()> {
-    parts()?
-        .iter()
-        .try_for_each(|name| refused(name, |bundle| flip(&bundle.join(name))))
+    parts()?.iter().try_for_each(|name| refused(name, |bundle| flip(&bundle.join(name))))
 }
 
 #[test]
 fn a_missing_file_is_named() -> Result<()> {
     let names = parts()?.into_iter().chain(["bundle.toml".to_owned()]);
-    names
-        .into_iter()
-        .try_for_each(|name| refused(&name, |bundle| Ok(fs::remove_file(bundle.join(&name))?)))
+    names.into_iter().try_for_each(|name| refused(&name, |bundle| Ok(fs::remove_file(bundle.join(&name))?)))
 }
 
 #[test]
@@ -84,29 +75,18 @@ fn values_that_do_not_fit_together_are_named() -> Result<()> {
             })
         }
     };
-    refused("format_version", integer("format_version", 99))
-        .or_else(|_| refused("version", integer("format_version", 99)))?;
+    refused("format_version", integer("format_version", 99)).or_else(|_| refused("version", integer("format_version", 99)))?;
     refused("sample_rate", integer("sample_rate", 8_000))?;
     refused("k", integer("k", 123))?;
     refused("group", integer("group", 3)).or_else(|_| refused("units", integer("group", 3)))?;
-    refused("bundle.toml", |bundle| {
-        Ok(fs::write(
-            bundle.join("bundle.toml"),
-            "this is = not [toml",
-        )?)
-    })?;
-    refused("bundle.toml", |bundle| {
-        Ok(fs::write(bundle.join("bundle.toml"), "")?)
-    })
+    refused("bundle.toml", |bundle| Ok(fs::write(bundle.join("bundle.toml"), "this is = not [toml")?))?;
+    refused("bundle.toml", |bundle| Ok(fs::write(bundle.join("bundle.toml"), "")?))
 }
 
 #[test]
 fn a_bundle_that_is_not_there() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let none = folder.path().join("no-bundle");
-    let outcome = Talk::on(&none)
-        .input(&samples()?[0].wav)
-        .output(&folder.path().join("a.wav"))
-        .run()?;
+    let outcome = Talk::on(&none).input(&samples()?[0].wav).output(&folder.path().join("a.wav")).run()?;
     outcome.failed_with(INVALID, "no-bundle")
 }

@@ -11,18 +11,12 @@ const RIGHT_PERCENT: usize = 90;
 fn the_samples_are_answered() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let conversations = conversations()?;
-    ensure!(
-        conversations.len() >= 10,
-        "only {} sample conversations",
-        conversations.len()
-    );
+    ensure!(conversations.len() >= 10, "only {} sample conversations", conversations.len());
     let (mut right, mut all) = (0, 0);
     for (index, conversation) in conversations.iter().enumerate() {
         let answers = folder.path().join(index.to_string());
         std::fs::create_dir(&answers)?;
-        let mut talk = Talk::new()
-            .output_dir(&answers)
-            .tools(&root().join("device/examples/tools.toml"));
+        let mut talk = Talk::new().output_dir(&answers).tools(&root().join("device/examples/tools.toml"));
         for sample in conversation {
             talk = talk.input(&sample.wav);
         }
@@ -33,15 +27,11 @@ fn the_samples_are_answered() -> Result<()> {
                 Ok(()) => right += 1,
                 Err(error) => println!("{}: {error:#}", sample.wav.display()),
             }
-            speech_is_sound(&outcome, turn)
-                .with_context(|| format!("in the answer to '{}'", sample.text))?;
+            speech_is_sound(&outcome, turn).with_context(|| format!("in the answer to '{}'", sample.text))?;
         }
     }
     println!("{right} of {all} right");
-    ensure!(
-        right * 100 >= all * RIGHT_PERCENT,
-        "{right} of {all} sample questions answered exactly"
-    );
+    ensure!(right * 100 >= all * RIGHT_PERCENT, "{right} of {all} sample questions answered exactly");
     Ok(())
 }
 
@@ -50,21 +40,10 @@ fn answered(outcome: &Outcome, turn: usize, sample: &Sample) -> Result<()> {
     let turns = outcome.of_kind("turn")?;
     let id = &turns.get(turn).context("the turn is missing")?["turn_id"];
     let calls = outcome.of_kind("call")?;
-    let call = calls
-        .iter()
-        .find(|call| &call["turn_id"] == id)
-        .and_then(|call| call["text"].as_str());
-    ensure!(
-        call == sample.call.as_deref(),
-        "call {call:?}, expected {:?}",
-        sample.call
-    );
+    let call = calls.iter().find(|call| &call["turn_id"] == id).and_then(|call| call["text"].as_str());
+    ensure!(call == sample.call.as_deref(), "call {call:?}, expected {:?}", sample.call);
     if let Some(reply) = &sample.reply {
-        ensure!(
-            turns[turn]["reply_text"] == **reply,
-            "reply {}, expected '{reply}'",
-            turns[turn]["reply_text"]
-        );
+        ensure!(turns[turn]["reply_text"] == **reply, "reply {}, expected '{reply}'", turns[turn]["reply_text"]);
     }
     Ok(())
 }
@@ -72,34 +51,17 @@ fn answered(outcome: &Outcome, turn: usize, sample: &Sample) -> Result<()> {
 /// Duration, level, no clipping, no click at either end. (Whether it is understood is for the judge: tests/judge.)
 fn speech_is_sound(outcome: &Outcome, turn: usize) -> Result<()> {
     let turn = &outcome.of_kind("turn")?[turn];
-    let words = turn["reply_text"]
-        .as_str()
-        .context("no reply_text")?
-        .split(' ')
-        .count() as f32;
+    let words = turn["reply_text"].as_str().context("no reply_text")?.split(' ').count() as f32;
     let path = turn["output"].as_str().context("no output")?;
     let (samples, spec) = read_wav(path.as_ref())?;
-    ensure!(
-        (spec.sample_rate, spec.channels, spec.bits_per_sample) == (16_000, 1, 16),
-        "{spec:?}"
-    );
+    ensure!((spec.sample_rate, spec.channels, spec.bits_per_sample) == (16_000, 1, 16), "{spec:?}");
     let seconds = samples.len() as f32 / 16_000.0;
-    ensure!(
-        (0.12 * words..1.0 * words + 1.0).contains(&seconds),
-        "{seconds} s for {words} words"
-    );
+    ensure!((0.12 * words..1.0 * words + 1.0).contains(&seconds), "{seconds} s for {words} words");
     let (rms, peak, clipped) = levels(&samples);
     ensure!((0.01..0.3).contains(&rms), "root mean square {rms}");
-    ensure!(
-        peak > 0.05 && clipped < 1e-3,
-        "peak {peak}, {} % clipped",
-        100.0 * clipped
-    );
+    ensure!(peak > 0.05 && clipped < 1e-3, "peak {peak}, {} % clipped", 100.0 * clipped);
     let edge = |x: &[f32]| x.iter().fold(0.0f32, |peak, x| peak.max(x.abs()));
     let (start, end) = (edge(&samples[..16]), edge(&samples[samples.len() - 16..]));
-    ensure!(
-        start < 0.1 && end < 0.1,
-        "a click: it starts at {start} and ends at {end}"
-    );
+    ensure!(start < 0.1 && end < 0.1, "a click: it starts at {start} and ends at {end}");
     Ok(())
 }

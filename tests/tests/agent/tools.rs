@@ -11,19 +11,10 @@ const BUILT_IN: [&str; 4] = ["time", "date", "timer", "calc"];
 
 /// A sample whose call goes to a program.
 fn with_program() -> Result<(Sample, String)> {
-    let name = |sample: &Sample| {
-        sample
-            .call
-            .as_ref()
-            .and_then(|call| call.split(' ').next().map(str::to_owned))
-    };
+    let name = |sample: &Sample| sample.call.as_ref().and_then(|call| call.split(' ').next().map(str::to_owned));
     samples()?
         .into_iter()
-        .find_map(|sample| {
-            name(&sample)
-                .filter(|name| !BUILT_IN.contains(&&**name) && !sample.follows)
-                .map(|name| (sample, name))
-        })
+        .find_map(|sample| name(&sample).filter(|name| !BUILT_IN.contains(&&**name) && !sample.follows).map(|name| (sample, name)))
         .context("no sample calls a program")
 }
 
@@ -32,43 +23,20 @@ fn ask(script: &str, folder: &Path) -> Result<Outcome> {
     let (sample, tool) = with_program()?;
     let program = folder.join("tool.sh");
     fs::write(&program, script)?;
-    let table = format!(
-        "[tools.{tool}]\nprogram = [\"sh\", {:?}]\ntimeout_ms = 1000\n",
-        program.display().to_string()
-    );
+    let table = format!("[tools.{tool}]\nprogram = [\"sh\", {:?}]\ntimeout_ms = 1000\n", program.display().to_string());
     let tools = folder.join("tools.toml");
     fs::write(&tools, table)?;
-    Talk::new()
-        .input(&sample.wav)
-        .output(&folder.join("a.wav"))
-        .tools(&tools)
-        .run()?
-        .succeeded()
+    Talk::new().input(&sample.wav).output(&folder.join("a.wav")).tools(&tools).run()?.succeeded()
 }
 
 /// The call was made, its failure is told, and there is a spoken answer.
 fn failure_is_told(outcome: &Outcome, folder: &Path) -> Result<()> {
-    ensure!(
-        outcome.of_kind("call")?.len() == 1,
-        "no call: {}",
-        outcome.stdout
-    );
+    ensure!(outcome.of_kind("call")?.len() == 1, "no call: {}", outcome.stdout);
     let result = outcome.of_kind("result")?;
-    ensure!(
-        result.len() == 1 && result[0]["ok"] == false,
-        "the failure is not told: {}",
-        outcome.stdout
-    );
+    ensure!(result.len() == 1 && result[0]["ok"] == false, "the failure is not told: {}", outcome.stdout);
     let turn = outcome.of_kind("turn")?;
-    ensure!(
-        turn.len() == 1 && !turn[0]["reply_text"].as_str().unwrap_or("").is_empty(),
-        "no reply: {}",
-        outcome.stdout
-    );
-    ensure!(
-        fs::metadata(folder.join("a.wav"))?.len() > 8_000,
-        "no spoken answer"
-    );
+    ensure!(turn.len() == 1 && !turn[0]["reply_text"].as_str().unwrap_or("").is_empty(), "no reply: {}", outcome.stdout);
+    ensure!(fs::metadata(folder.join("a.wav"))?.len() > 8_000, "no spoken answer");
     Ok(())
 }
 
@@ -76,11 +44,7 @@ fn failure_is_told(outcome: &Outcome, folder: &Path) -> Result<()> {
 fn an_unknown_tool() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (sample, _) = with_program()?;
-    let outcome = Talk::new()
-        .input(&sample.wav)
-        .output(&folder.path().join("a.wav"))
-        .run()?
-        .succeeded()?;
+    let outcome = Talk::new().input(&sample.wav).output(&folder.path().join("a.wav")).run()?.succeeded()?;
     failure_is_told(&outcome, folder.path())
 }
 
@@ -89,11 +53,7 @@ fn a_tool_that_hangs() -> Result<()> {
     let folder = tempfile::tempdir()?;
     // a child of the tool holds the pipe open: killing the tool alone would not do
     let outcome = ask("sleep 100 & sleep 100", folder.path())?;
-    ensure!(
-        outcome.seconds < 30.0,
-        "waited {} s for a tool with a limit of 1 s",
-        outcome.seconds
-    );
+    ensure!(outcome.seconds < 30.0, "waited {} s for a tool with a limit of 1 s", outcome.seconds);
     failure_is_told(&outcome, folder.path())
 }
 
@@ -106,29 +66,14 @@ fn a_tool_that_fails() -> Result<()> {
 
 #[test]
 fn a_tool_that_prints_rubbish() -> Result<()> {
-    for script in [
-        "head -c 3000 /dev/urandom",
-        "printf '\\377\\000<end> <call> {}\\n'",
-        "yes garbage | head -c 10000000",
-        "exec cat /dev/zero",
-    ] {
+    for script in
+        ["head -c 3000 /dev/urandom", "printf '\\377\\000<end> <call> {}\\n'", "yes garbage | head -c 10000000", "exec cat /dev/zero"]
+    {
         let folder = tempfile::tempdir()?;
         let outcome = ask(script, folder.path())?;
-        ensure!(
-            outcome.of_kind("turn")?.len() == 1,
-            "{script}: {}",
-            outcome.stdout
-        );
-        ensure!(
-            outcome.of_kind("call")?.len() == 1,
-            "{script}: words of a result became a call: {}",
-            outcome.stdout
-        );
-        ensure!(
-            outcome.peak_mb < 150.0,
-            "{script}: peak {} MB",
-            outcome.peak_mb
-        );
+        ensure!(outcome.of_kind("turn")?.len() == 1, "{script}: {}", outcome.stdout);
+        ensure!(outcome.of_kind("call")?.len() == 1, "{script}: words of a result became a call: {}", outcome.stdout);
+        ensure!(outcome.peak_mb < 150.0, "{script}: peak {} MB", outcome.peak_mb);
     }
     Ok(())
 }
@@ -138,16 +83,8 @@ fn a_program_that_is_not_there() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (sample, tool) = with_program()?;
     let tools = folder.path().join("tools.toml");
-    fs::write(
-        &tools,
-        format!("[tools.{tool}]\nprogram = [\"/nowhere/at-all\"]\n"),
-    )?;
-    let outcome = Talk::new()
-        .input(&sample.wav)
-        .output(&folder.path().join("a.wav"))
-        .tools(&tools)
-        .run()?
-        .succeeded()?;
+    fs::write(&tools, format!("[tools.{tool}]\nprogram = [\"/nowhere/at-all\"]\n"))?;
+    let outcome = Talk::new().input(&sample.wav).output(&folder.path().join("a.wav")).tools(&tools).run()?.succeeded()?;
     failure_is_told(&outcome, folder.path())
 }
 
@@ -162,14 +99,8 @@ fn a_tools_file_that_cannot_be_read_as_one() -> Result<()> {
         "[tools.light]\nunknown_key = true\nprogram = [\"true\"]\n",
     ] {
         fs::write(&tools, text)?;
-        let outcome = Talk::new()
-            .input(&samples()?[0].wav)
-            .output(&folder.path().join("a.wav"))
-            .tools(&tools)
-            .run()?;
-        outcome
-            .failed_with(1, "tools.toml")
-            .with_context(|| text.to_owned())?;
+        let outcome = Talk::new().input(&samples()?[0].wav).output(&folder.path().join("a.wav")).tools(&tools).run()?;
+        outcome.failed_with(1, "tools.toml").with_context(|| text.to_owned())?;
     }
     Ok(())
 }
