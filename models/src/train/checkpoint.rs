@@ -1,0 +1,134 @@
+//! Checkpoints: a folder with `config.json` and `model.safetensors` in PyTorch's layout, tensor names equal to field paths.
+
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::store::{BurnToPyTorchAdapter, FloatCastAdapter, ModuleSnapshot, PyTorchToBurnAdapter, SafetensorsStore};
+use burn::store::{ChainAdapter, SafetensorsStoreError};
+use burn::tensor::DType;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Why a checkpoint could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The disk is full, the folder is missing or not writable.
+    #[error("cannot {what} {path}: {source}")]
+    Io { what: &'static str, path: PathBuf, source: std::io::Error },
+    /// `config.json` does not describe this network; is it another network's folder?
+    #[error("{path} is not the configuration of this network: {source}")]
+    Config { path: PathBuf, source: serde_json::Error },
+    /// The weights are missing, truncated or of another shape.
+    #[error("cannot load the weights {path}: {message}")]
+    Weights { path: PathBuf, message: String },
+}
+
+/// How floats lie on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    F32,
+    F16,
+}
+
+/// Writes `bytes` beside `path` and renames: whoever reads sees the old file or the new one.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let io = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| CheckpointError::Io { what, path, source }
+    };
+    std::fs::write(&partial, bytes).map_err(io("write", &partial))?;
+    std::fs::rename(&partial, path).map_err(io("write", path))
+}
+
+/// Saves `config` and the weights of `model` into `dir`, which is made if it is missing.
+pub fn save<M: Module, C: Serialize>(dir: &Path, config: &C, model: &M, precision: Precision) -> Result<(), CheckpointError> {
+    std::fs::create_dir_all(dir).map_err(|source| CheckpointError::Io { what: "make", path: dir.to_owned(), source })?;
+    let path = dir.join("model.safetensors");
+    let weights = |error: SafetensorsStoreError| CheckpointError::Weights { path: path.clone(), message: error.to_string() };
+    let mut store = SafetensorsStore::from_bytes(None);
+    store = match precision {
+        Precision::F32 => store.with_to_adapter(BurnToPyTorchAdapter),
+        Precision::F16 => store.with_to_adapter(ChainAdapter::new(BurnToPyTorchAdapter, FloatCastAdapter::to(DType::F16))),
+    };
+    model.save_into(&mut store).map_err(weights)?;
+    let bytes = store.get_bytes().map_err(weights)?;
+    write_atomically(&path, &bytes)?;
+    let path = dir.join("config.json");
+    let json = serde_json::to_vec_pretty(config).map_err(|source| CheckpointError::Config { path: path.clone(), source })?;
+    write_atomically(&path, &json)
+}
+
+/// Reads `dir/config.json`.
+pub fn load_config<C: DeserializeOwned>(dir: &Path) -> Result<C, CheckpointError> {
+    let path = dir.join("config.json");
+    let bytes = std::fs::read(&path).map_err(|source| CheckpointError::Io { what: "read", path: path.clone(), source })?;
+    serde_json::from_slice(&bytes).map_err(|source| CheckpointError::Config { path, source })
+}
+
+/// Loads `dir/model.safetensors` (f32 or f16) into `model`; every tensor of the model must be there.
+pub fn load_weights<M: Module>(dir: &Path, mut model: M) -> Result<M, CheckpointError> {
+    let path = dir.join("model.safetensors");
+    let failed = |message: String| CheckpointError::Weights { path: path.clone(), message };
+    let bytes = std::fs::read(&path).map_err(|source| CheckpointError::Io { what: "read", path: path.clone(), source })?;
+    let mut store = SafetensorsStore::from_bytes(Some(bytes))
+        .with_from_adapter(ChainAdapter::new(FloatCastAdapter::to(DType::F32), PyTorchToBurnAdapter));
+    let result = model.load_from(&mut store).map_err(|error| failed(error.to_string()))?;
+    if let Some((name, container)) = result.missing.first() {
+        return Err(failed(format!("tensor `{name}` of {container} is missing ({} in all)", result.missing.len())));
+    }
+    if let Some(error) = result.errors.first() {
+        return Err(failed(error.to_string()));
+    }
+    Ok(model)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
+    use burn::tensor::{Device, Tensor};
+
+    #[derive(Module, Debug)]
+    struct Net {
+        norm: LayerNorm,
+        linear: Linear,
+    }
+
+    fn net(device: &Device) -> Net {
+        Net { norm: LayerNormConfig::new(4).init(device), linear: LinearConfig::new(4, 6).init(device) }
+    }
+
+    #[test]
+    fn weights_come_back_in_either_precision_and_lie_as_pytorch_has_them() {
+        let device = Device::flex();
+        let model = net(&device);
+        let input = Tensor::<2>::from_floats([[0.1, -0.4, 0.3, 0.9]], &device);
+        let expected = model.linear.forward(model.norm.forward(input.clone()));
+        for (precision, tolerance) in [(Precision::F32, 1e-7), (Precision::F16, 2e-3)] {
+            let dir = tempfile::tempdir().expect("a temporary folder");
+            save(dir.path(), &"net", &model, precision).expect("saved");
+            let bytes = std::fs::read(dir.path().join("model.safetensors")).expect("written");
+            let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+            assert_eq!(file.tensor("linear.weight").expect("named as the field").shape(), [6, 4]);
+            assert!(file.tensor("norm.weight").is_ok());
+            let loaded = load_weights(dir.path(), net(&device)).expect("loaded");
+            let output = loaded.linear.forward(loaded.norm.forward(input.clone()));
+            let error = (output - expected.clone()).abs().max().into_scalar::<f32>();
+            assert!(error <= tolerance, "{precision:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_truncated_file_is_an_error() {
+        let device = Device::flex();
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        save(dir.path(), &"net", &net(&device), Precision::F32).expect("saved");
+        let path = dir.path().join("model.safetensors");
+        let bytes = std::fs::read(&path).expect("written");
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).expect("truncated");
+        assert!(load_weights(dir.path(), net(&device)).is_err());
+    }
+}
