@@ -1,0 +1,219 @@
+//! Dialogues by chance from a grammar file: intents, question templates, calls, tool results, replies.
+//!
+//! Given the question, the turns before and the tool's result, call and reply follow: nothing in them is left to chance, so that
+//! an exact match is a fair measure. Sampling is cheap (see the test), for endless text-only data.
+
+mod file;
+mod source;
+mod template;
+
+use std::collections::BTreeSet;
+
+use rand::Rng;
+use rand::distr::Distribution;
+use rand::distr::weighted::WeightedIndex;
+use serde::{Deserialize, Serialize};
+
+use source::Slot;
+use template::Template;
+
+/// Which part of the data something belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    Train,
+    Dev,
+    Test,
+}
+
+/// One exchange: what was asked, the tool call and its result if any, what was answered. Lower-case words, single spaces.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Turn {
+    /// Empty where nothing was understood (silence, noise, music).
+    pub question: String,
+    pub call: Option<String>,
+    pub result: Option<String>,
+    pub reply: String,
+}
+
+/// A drawn dialogue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sampled {
+    pub turn: Turn,
+    /// The turns before, oldest first.
+    pub history: Vec<Turn>,
+    pub category: String,
+}
+
+/// What makes two questions the same combination, so that `test` holds combinations never trained.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum SplitBy {
+    /// The slots of the question (rooms, numbers, names).
+    #[default]
+    Question,
+    /// The slots of the question and the tool's result: what has to be copied was never copied in training.
+    Answer,
+    /// A closed list (facts, small talk): the same in all splits.
+    None,
+}
+
+#[derive(Debug, Clone)]
+struct Outcome {
+    weight: f64,
+    slots: Vec<Slot>,
+    result: Option<Template>,
+    reply: Template,
+}
+
+#[derive(Debug, Clone)]
+struct Frame {
+    slots: Vec<Slot>,
+    /// Number of values once the slots are drawn: outcomes' own come after.
+    known: usize,
+    ask: Vec<Template>,
+    call: Option<Template>,
+    outcomes: Vec<Outcome>,
+}
+
+#[derive(Debug, Clone)]
+struct Intent {
+    name: String,
+    category: String,
+    weight: f64,
+    split: SplitBy,
+    fresh: bool,
+    may_fail: bool,
+    frame: Frame,
+    follow: Vec<Frame>,
+}
+
+#[derive(Debug, Clone)]
+struct Failure {
+    share: f64,
+    results: Vec<String>,
+    reply: Template,
+}
+
+/// A loaded grammar.
+#[derive(Debug, Clone)]
+pub struct Grammar {
+    intents: Vec<Intent>,
+    choose: WeightedIndex<f64>,
+    failure: Option<Failure>,
+    words: BTreeSet<String>,
+}
+
+/// 64-bit FNV-1a: the same on every machine and in every version, as splits must be.
+pub(in crate::corpus) fn stable_hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// An eighth of the combinations is for `test`, a sixteenth for `dev`.
+fn split_of(key: &str) -> Split {
+    // the low bits of FNV-1a are weak for short keys: fold the high half in
+    let hash = stable_hash(key);
+    match (hash ^ (hash >> 32)) % 16 {
+        0 | 1 => Split::Test,
+        2 => Split::Dev,
+        _ => Split::Train,
+    }
+}
+
+impl Grammar {
+    fn new(intents: Vec<Intent>, failure: Option<Failure>, words: BTreeSet<String>) -> Self {
+        let choose = WeightedIndex::new(intents.iter().map(|intent| intent.weight)).expect("weights were checked while reading");
+        Self { intents, choose, failure, words }
+    }
+
+    /// The words that have tokens of their own.
+    pub fn words(&self) -> &BTreeSet<String> {
+        &self.words
+    }
+
+    /// The categories, each once, sorted.
+    pub fn categories(&self) -> BTreeSet<&str> {
+        self.intents.iter().map(|intent| intent.category.as_str()).collect()
+    }
+
+    /// Draws a dialogue whose last turn belongs to `split` (closed lists belong to all of them).
+    ///
+    /// A grammar so small that nothing of it falls into a split gives draws of another one there: there is nothing to hold out.
+    pub fn sample(&self, rng: &mut impl Rng, split: Split) -> Sampled {
+        let mut tries = 0;
+        loop {
+            let intent = &self.intents[self.choose.sample(rng)];
+            tries += 1;
+            if let Some(sampled) = self.sample_intent(rng, intent, split, tries > 200) {
+                return sampled;
+            }
+        }
+    }
+
+    fn sample_intent(&self, rng: &mut impl Rng, intent: &Intent, split: Split, any: bool) -> Option<Sampled> {
+        let mut values = Vec::with_capacity(8);
+        let mut history = Vec::new();
+        let follow = (!intent.follow.is_empty() && rng.random_bool(0.4)).then(|| &intent.follow[rng.random_range(0..intent.follow.len())]);
+        let turns_before = if intent.fresh { 0 } else { [0, 0, 0, 0, 0, 0, 1, 1, 1, 2][rng.random_range(0..10)] };
+        for _ in 0..turns_before.min(if follow.is_some() { 1 } else { 2 }) {
+            let other = &self.intents[self.choose.sample(rng)];
+            history.extend(self.turn_in(rng, other, &other.frame, split, false, &mut Vec::new()));
+        }
+        if follow.is_some() {
+            // what came before may be of any split: the combination asked now is what counts
+            history.push(self.turn(rng, intent, &intent.frame, &mut values, false).0);
+        }
+        let turn = self.turn_in(rng, intent, follow.unwrap_or(&intent.frame), split, any, &mut values)?;
+        Some(Sampled { turn, history, category: intent.category.clone() })
+    }
+
+    /// Draws until the combination is of the split; `None` when the intent seems to have none there (unless `any` will do).
+    fn turn_in(&self, rng: &mut impl Rng, intent: &Intent, frame: &Frame, split: Split, any: bool, values: &mut Vec<String>) -> Option<Turn> {
+        let before = values.clone();
+        for _ in 0..100 {
+            values.clone_from(&before);
+            let (turn, key) = self.turn(rng, intent, frame, values, true);
+            if any || key.is_none_or(|key| split_of(&key) == split) {
+                return Some(turn);
+            }
+        }
+        None
+    }
+
+    fn turn(&self, rng: &mut impl Rng, intent: &Intent, frame: &Frame, values: &mut Vec<String>, fail: bool) -> (Turn, Option<String>) {
+        for slot in &frame.slots {
+            slot.draw(rng, values);
+        }
+        values.resize(values.len().max(frame.known), String::new());
+        let question = frame.ask[rng.random_range(0..frame.ask.len())].render(rng, values);
+        let call = frame.call.as_ref().map(|call| call.render(rng, values));
+        let total: f64 = frame.outcomes.iter().map(|outcome| outcome.weight).sum();
+        let mut left = rng.random_range(0.0..total);
+        let outcome = frame.outcomes.iter().find(|outcome| {
+            left -= outcome.weight;
+            left < 0.0
+        });
+        let outcome = outcome.unwrap_or(&frame.outcomes[frame.outcomes.len() - 1]);
+        let mut all = values.clone();
+        for slot in &outcome.slots {
+            slot.draw(rng, &mut all);
+        }
+        let mut result = outcome.result.as_ref().map(|result| result.render(rng, &all));
+        let mut reply = outcome.reply.render(rng, &all);
+        let key = match intent.split {
+            SplitBy::None => None,
+            SplitBy::Question => Some(format!("{}/{}", intent.name, values.join("/"))),
+            SplitBy::Answer => Some(format!("{}/{}/{}", intent.name, values.join("/"), result.as_deref().unwrap_or(&reply))),
+        };
+        if let (true, true, Some(failure)) = (fail, intent.may_fail, &self.failure)
+            && rng.random_bool(failure.share)
+        {
+            result = Some(failure.results[rng.random_range(0..failure.results.len())].clone());
+            reply = failure.reply.render(rng, &[]);
+        }
+        (Turn { question, call, result, reply }, key)
+    }
+}
+
+#[cfg(test)]
+mod tests;

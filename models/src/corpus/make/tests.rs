@@ -1,0 +1,37 @@
+use super::*;
+
+fn options(folder: &Path) -> Options {
+    Options { output: folder.to_owned(), questions: 60, replies: 20, seed: 7, grammar: None, synthesisers: None, recordings: None, jobs: 2 }
+}
+
+#[test]
+fn makes_reads_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(&folder.path().join("corpus"));
+    let manifest = make(&options).unwrap();
+    assert!(manifest.complete);
+    let corpus = Corpus::open(&options.output).unwrap();
+    assert_eq!([Split::Train, Split::Dev, Split::Test].map(|split| corpus.questions(split).len()).iter().sum::<usize>(), 60);
+    for question in corpus.questions(Split::Train).iter().filter(|question| !question.text.is_empty()) {
+        let samples = corpus.audio(question).unwrap();
+        assert!(samples.len() > 6000, "{} samples of {:?}", samples.len(), question.text);
+        assert!(samples.iter().any(|sample| sample.abs() > 0.02), "{} is silent", question.voice);
+        assert!(!corpus.phones_of(&question.text).is_empty());
+    }
+    for reply in corpus.replies(Split::Train) {
+        let duration = corpus.reply_audio(reply).unwrap().len() as f64 / 16_000.0;
+        assert_eq!(reply.words.iter().map(|word| word.word.as_str()).collect::<Vec<_>>().join(" "), reply.text);
+        assert_eq!(reply.words[0].start, 0.0);
+        assert!((reply.words.last().unwrap().end - duration).abs() < 1e-9);
+        assert!(reply.words.windows(2).all(|pair| pair[0].end == pair[1].start));
+    }
+    // a killed run: one shard is missing, a partial one lies about
+    let before = std::fs::read(options.output.join("questions/0000.s16")).unwrap();
+    std::fs::remove_file(options.output.join("questions/0000.jsonl")).unwrap();
+    std::fs::write(options.output.join("questions/0000.s16"), "half").unwrap();
+    assert_eq!(make(&options).unwrap(), manifest);
+    assert_eq!(std::fs::read(options.output.join("questions/0000.s16")).unwrap(), before, "the same seed gives the same sound");
+    // other settings in the same folder
+    let error = make(&Options { seed: 8, ..options.clone() }).unwrap_err().to_string();
+    assert!(error.contains("another seed"), "{error}");
+}

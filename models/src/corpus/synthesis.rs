@@ -1,0 +1,282 @@
+//! Speech from any synthesiser: espeak-ng and flite by process, any other by a command line, and which voice says what.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rand::Rng;
+use serde::Deserialize;
+
+use super::{Error, wave};
+
+/// The file `synthesisers.toml`: the agent's own voice and the users' voices.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Synthesisers {
+    pub version: u32,
+    pub agent: Agent,
+    pub user: Vec<User>,
+}
+
+/// The agent's one voice (flite, whose phone times give the word times).
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Agent {
+    pub voice: String,
+    #[serde(default = "unit")]
+    pub stretch: f64,
+}
+
+fn unit() -> f64 {
+    1.0
+}
+
+/// A family of users' voices. Ranges are drawn uniformly for every utterance.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum User {
+    /// Accents × variants of espeak-ng.
+    EspeakNg {
+        weight: f64,
+        accents: Vec<String>,
+        /// Never in training: the test set `accent`.
+        held_out_accents: Vec<String>,
+        variants: Vec<String>,
+        /// Never in training, in known accents: the test set `timbre`.
+        held_out_variants: Vec<String>,
+        /// Words per minute.
+        rate: [f64; 2],
+        /// 0 to 99.
+        pitch: [f64; 2],
+        /// Of the intonation, percent.
+        range: [f64; 2],
+        /// Playing speed: the size of the speaker.
+        warp: [f64; 2],
+    },
+    /// Voices of flite.
+    Flite {
+        weight: f64,
+        voices: Vec<String>,
+        /// Never in training: the test set `synthesiser`.
+        held_out_voices: Vec<String>,
+        stretch: [f64; 2],
+        /// Factor on the voice's own pitch.
+        pitch: [f64; 2],
+        warp: [f64; 2],
+    },
+    /// Any program that writes a WAV: `{text}` and `{wav}` are replaced in its arguments (no shell).
+    Command {
+        weight: f64,
+        name: String,
+        command: Vec<String>,
+        /// Never in training: the test set `synthesiser`.
+        #[serde(default)]
+        held_out: bool,
+        warp: [f64; 2],
+    },
+}
+
+/// The four test sets: what is new about the voice.
+pub const SETS: [&str; 4] = ["trained", "timbre", "accent", "synthesiser"];
+
+/// A voice with its settings for one utterance.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Voice {
+    EspeakNg { voice: String, rate: i64, pitch: i64, range: i64, warp: f64 },
+    Flite { voice: String, stretch: f64, pitch: f64, warp: f64 },
+    Command { name: String, command: Vec<String>, warp: f64 },
+}
+
+/// The error of a program that did not start, with what to install.
+pub(super) fn not_started(program: &str, package: &str, error: &std::io::Error) -> Error {
+    Error::Synthesiser(if error.kind() == std::io::ErrorKind::NotFound {
+        format!("{program} is not installed: on Debian or Ubuntu, `apt-get install {package}`")
+    } else {
+        format!("{program} could not be started: {error}")
+    })
+}
+
+impl Synthesisers {
+    /// Reads `synthesisers.toml` and checks that every test set and training have voices.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Format`].
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
+        Self::parse(path, &text)
+    }
+
+    /// As [`Synthesisers::load`], from a text; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Format`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+        let wrong = |line: usize, message: String| Error::Format { path: path.to_owned(), line, message };
+        let all: Self = toml::from_str(text).map_err(|error| {
+            wrong(error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1), error.message().to_owned())
+        })?;
+        if all.version != 1 {
+            return Err(wrong(1, format!("version {} is not known; this program reads version 1", all.version)));
+        }
+        if all.weights("trained").iter().sum::<f64>() <= 0.0 {
+            return Err(wrong(1, "no voices to train on".to_owned()));
+        }
+        Ok(all)
+    }
+
+    /// The test sets that have voices.
+    pub fn sets(&self) -> impl Iterator<Item = &'static str> {
+        SETS.into_iter().filter(|set| self.weights(set).iter().sum::<f64>() > 0.0)
+    }
+
+    fn weights(&self, set: &str) -> Vec<f64> {
+        let some = |voices: &[String], weight: f64| if voices.is_empty() { 0.0 } else { weight };
+        let weight = |user: &User| match (user, set) {
+            (User::EspeakNg { weight, accents, variants, .. }, "trained") if !variants.is_empty() => some(accents, *weight),
+            (User::EspeakNg { weight, accents, held_out_variants, .. }, "timbre") if !accents.is_empty() => some(held_out_variants, *weight),
+            (User::EspeakNg { weight, variants, held_out_accents, .. }, "accent") if !variants.is_empty() => some(held_out_accents, *weight),
+            (User::Flite { weight, voices, .. }, "trained") => some(voices, *weight),
+            (User::Flite { weight, held_out_voices, .. }, "synthesiser") => some(held_out_voices, *weight),
+            (User::Command { weight, held_out, .. }, "trained" | "synthesiser") if *held_out == (set == "synthesiser") => *weight,
+            _ => 0.0,
+        };
+        self.user.iter().map(weight).collect()
+    }
+
+    /// Draws a voice of a set (`trained` is also that of training).
+    ///
+    /// # Panics
+    /// When the set has no voices: ask [`Synthesisers::sets`].
+    pub fn draw(&self, rng: &mut impl Rng, set: &str) -> Voice {
+        let weights = self.weights(set);
+        let mut left = rng.random_range(0.0..weights.iter().sum());
+        let chosen = weights.iter().position(|weight| {
+            left -= weight;
+            left < 0.0 && *weight > 0.0
+        });
+        let chosen = chosen.or_else(|| weights.iter().rposition(|weight| *weight > 0.0)).expect("the set has voices");
+        fn within(rng: &mut impl Rng, range: &[f64; 2]) -> f64 {
+            rng.random_range(range[0]..=range[1])
+        }
+        fn pick<'a>(rng: &mut impl Rng, texts: &'a [String]) -> &'a str {
+            &texts[rng.random_range(0..texts.len())]
+        }
+        match &self.user[chosen] {
+            User::EspeakNg { accents, held_out_accents, variants, held_out_variants, rate, pitch, range, warp, .. } => {
+                let accent = pick(rng, if set == "accent" { held_out_accents } else { accents });
+                let variant = pick(rng, if set == "timbre" { held_out_variants } else { variants });
+                Voice::EspeakNg {
+                    voice: if variant == "-" { accent.to_owned() } else { format!("{accent}+{variant}") },
+                    rate: within(rng, rate).round() as i64,
+                    pitch: within(rng, pitch).round() as i64,
+                    range: within(rng, range).round() as i64,
+                    warp: within(rng, warp),
+                }
+            }
+            User::Flite { voices, held_out_voices, stretch, pitch, warp, .. } => {
+                let voice = pick(rng, if set == "synthesiser" { held_out_voices } else { voices }).to_owned();
+                Voice::Flite { voice, stretch: within(rng, stretch), pitch: within(rng, pitch), warp: within(rng, warp) }
+            }
+            User::Command { name, command, warp, .. } => Voice::Command { name: name.clone(), command: command.clone(), warp: within(rng, warp) },
+        }
+    }
+}
+
+fn execute(program: &str, package: &str, arguments: &[String]) -> Result<String, Error> {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().map_err(|error| not_started(program, package, &error))?;
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        return Err(Error::Synthesiser(format!("{program} {}: {}: {}", arguments.join(" "), output.status, errors.trim())));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+impl Voice {
+    /// The name written into the corpus.
+    pub fn name(&self) -> String {
+        match self {
+            Self::EspeakNg { voice, .. } => format!("espeak-ng:{voice}"),
+            Self::Flite { voice, .. } => format!("flite:{voice}"),
+            Self::Command { name, .. } => name.clone(),
+        }
+    }
+
+    /// Says `text`; `scratch` is a WAV file that may be overwritten.
+    ///
+    /// # Errors
+    /// [`Error::Synthesiser`] when the program is missing or fails, [`Error::Wav`] when what it wrote is no sound.
+    pub fn speak(&self, text: &str, scratch: &Path) -> Result<Vec<f32>, Error> {
+        let wav = scratch.display().to_string();
+        let warp = match self {
+            Self::EspeakNg { voice, rate, pitch, range, warp } => {
+                let marked = format!("<speak><prosody range=\"{range}%\">{text}</prosody></speak>");
+                let settings = ["-v", voice, "-s", &rate.to_string(), "-p", &pitch.to_string(), "-m", "-w", &wav, &marked].map(str::to_owned);
+                execute("espeak-ng", "espeak-ng", &settings)?;
+                warp
+            }
+            Self::Flite { voice, stretch, pitch, warp } => {
+                flite(voice, *stretch, *pitch, text, &wav)?;
+                warp
+            }
+            Self::Command { name, command, warp } => {
+                let filled: Vec<String> = command.iter().map(|part| part.replace("{text}", text).replace("{wav}", &wav)).collect();
+                let (program, arguments) = filled.split_first().ok_or_else(|| Error::Synthesiser(format!("{name}: the command is empty")))?;
+                execute(program, name, arguments)?;
+                warp
+            }
+        };
+        wave::read(scratch, *warp)
+    }
+}
+
+/// The voices' own mean pitch in Hz, as their sources have it, which `int_f0_target_mean` replaces.
+fn own_pitch(voice: &str) -> f64 {
+    if voice == "slt" { 170.0 } else { 105.0 }
+}
+
+fn flite(voice: &str, stretch: f64, pitch: f64, text: &str, wav: &str) -> Result<String, Error> {
+    let mut arguments = ["-voice", voice, "-psdur", "-t", text, "-o", wav].map(str::to_owned).to_vec();
+    if (stretch - 1.0).abs() > 1e-6 {
+        arguments.splice(0..0, ["--setf".to_owned(), format!("duration_stretch={stretch:.3}")]);
+    }
+    if (pitch - 1.0).abs() > 1e-6 {
+        // clustergen voices know the factor, diphone voices the target
+        arguments.splice(0..0, ["--setf".to_owned(), format!("f0_shift={pitch:.3}")]);
+        if voice.starts_with("kal") {
+            arguments.splice(0..0, ["--setf".to_owned(), format!("int_f0_target_mean={:.1}", own_pitch(voice) * pitch)]);
+        }
+    }
+    execute("flite", "flite", &arguments)
+}
+
+/// What flite said: samples, and its phones with their end times in seconds.
+pub struct Spoken {
+    pub samples: Vec<f32>,
+    pub phones: Vec<(String, f64)>,
+}
+
+impl Agent {
+    /// Says `text` in the agent's voice.
+    ///
+    /// # Errors
+    /// As [`Voice::speak`].
+    pub fn speak(&self, text: &str, scratch: &Path) -> Result<Spoken, Error> {
+        let printed = flite(&self.voice, self.stretch, 1.0, text, &scratch.display().to_string())?;
+        let phones = printed.split_whitespace().filter_map(|pair| pair.rsplit_once(':')).filter_map(|(phone, end)| Some((phone.to_owned(), end.parse().ok()?)));
+        Ok(Spoken { phones: phones.collect(), samples: wave::read(scratch, 1.0)? })
+    }
+
+    /// The phones of one word said alone, without pauses.
+    ///
+    /// # Errors
+    /// As [`Voice::speak`].
+    pub fn phones(&self, word: &str) -> Result<Vec<String>, Error> {
+        // a text without a space would be taken for a file name: -t prevents that
+        let printed = execute("flite", "flite", &["-voice", &self.voice, "-ps", "-t", word, "none"].map(str::to_owned))?;
+        Ok(printed.split_whitespace().filter(|phone| *phone != "pau").map(str::to_owned).collect())
+    }
+}
+
+/// A scratch file per worker thread.
+pub fn scratch(folder: &Path) -> PathBuf {
+    folder.join(format!("worker{}.wav", rayon::current_thread_index().unwrap_or(0)))
+}
