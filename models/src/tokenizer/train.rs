@@ -1,0 +1,354 @@
+//! Training of the tokenizer in four stages, each resumable:
+//!
+//! 1. `ctc`: phones by CTC from scratch. Units that carry phones come from here (RECIPE.md).
+//! 2. `units`: k-means on the features of the quantised layer; the frozen network with its codebook becomes the teacher.
+//! 3. `hubert`: masked prediction of the teacher's units (HuBERT, Hsu et al. 2021) together with CTC. Half of the utterances of a
+//!    batch are masked, the other half are whole, as at run time; the teacher hears clean audio, the student augmented.
+//! 4. `checkpoint`: k-means again; the network with its final codebook.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::config::{TokenizerConfig, UNIT_FRAMES};
+use super::ctc::{ctc_loss, edit_distance, greedy, softmax_rows};
+use super::data::{AUGMENTED, Batch, Making, Speech};
+use super::kmeans;
+use super::network::Tokenizer;
+use crate::audio::{LogMel, MELS};
+use crate::train::checkpoint::{self, Precision};
+use crate::train::{CommonArgs, Next, Optimizer, OptimizerConfig, Run, step_rng};
+
+/// Purpose of the random masks; see [`step_rng`].
+const MASKS: u64 = 0x6d61_736b;
+/// Frames of one masked span: 200 ms, about three phones.
+const SPAN: usize = 5;
+/// Chance that a span starts at a frame: about a third of the frames are masked.
+const SPAN_START: f64 = 0.08;
+/// Dev utterances read greedily to watch the phone error.
+const DEV_UTTERANCES: usize = 96;
+
+/// Everything that decides the losses; `config.json` of each stage's run folder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainConfig {
+    pub network: TokenizerConfig,
+    pub optimizer: OptimizerConfig,
+    /// Seconds of padded audio per step.
+    pub batch_seconds: f64,
+    pub seed: u64,
+    /// α of the CTC label priors; 0 is plain, spiky CTC.
+    pub prior_scale: f32,
+    /// Weight of the masked prediction against the CTC loss, HuBERT stage.
+    pub masked_weight: f32,
+    /// Peak learning rate of the HuBERT stage, as a share of the first stage's.
+    pub hubert_rate: f64,
+    /// Frames that k-means looks at.
+    pub kmeans_frames: usize,
+    pub kmeans_iterations: usize,
+}
+
+impl TrainConfig {
+    /// The recipe, for a phone inventory (with blank) of `phones`.
+    pub fn new(phones: usize, seed: u64) -> Self {
+        Self {
+            network: TokenizerConfig { phones, ..TokenizerConfig::default() },
+            optimizer: OptimizerConfig::default(),
+            batch_seconds: 80.0,
+            seed,
+            prior_scale: 0.3,
+            masked_weight: 0.5,
+            hubert_rate: 0.5,
+            kmeans_frames: 60_000,
+            kmeans_iterations: 15,
+        }
+    }
+}
+
+/// How long each stage trains.
+#[derive(Debug, Clone, Copy)]
+pub struct Steps {
+    pub ctc: u64,
+    pub hubert: u64,
+}
+
+/// Folders of a run.
+pub struct Folders(PathBuf);
+
+impl Folders {
+    pub fn new(output: &Path) -> Self {
+        Self(output.to_owned())
+    }
+    /// Network and first codebook: the teacher of the HuBERT stage.
+    pub fn teacher(&self) -> PathBuf {
+        self.0.join("units")
+    }
+    /// The result.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.0.join("checkpoint")
+    }
+    fn stage(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+/// Trains, or goes on training. True when all stages are done, false when the minutes are over first.
+pub fn train(config: &TrainConfig, steps: Steps, args: &CommonArgs, train: &dyn Speech, dev: &dyn Speech, device: &Device) -> Result<bool> {
+    config.network.check().map_err(anyhow::Error::msg).context("while checking the sizes of the network")?;
+    let folders = Folders::new(&args.output);
+    let started = Instant::now();
+    let left = |args: &CommonArgs| {
+        let minutes = args.minutes.map(|minutes| (minutes - started.elapsed().as_secs_f64() / 60.0).max(0.0));
+        CommonArgs { minutes, ..args.clone() }
+    };
+    let autodiff = device.clone().autodiff();
+    autodiff.seed(config.seed);
+    let fresh = config.network.init(&autodiff);
+
+    let (model, done) = stage(config, &folders.stage("ctc"), "ctc", steps.ctc, &left(args), fresh, None, (train, dev), device)?;
+    if !done {
+        return Ok(false);
+    }
+    let teacher = if folders.teacher().join("config.json").exists() {
+        load(&folders.teacher(), device)?.1
+    } else {
+        add_codebook(config, model.valid(), train, &folders.teacher(), device)?
+    };
+    if steps.hubert == 0 {
+        add_codebook(config, model.valid(), train, &folders.checkpoint(), device)?;
+        return Ok(true);
+    }
+    let (model, done) =
+        stage(config, &folders.stage("hubert"), "hubert", steps.hubert, &left(args), model, Some(&teacher), (train, dev), device)?;
+    if !done {
+        return Ok(false);
+    }
+    add_codebook(config, model.valid(), train, &folders.checkpoint(), device)?;
+    Ok(true)
+}
+
+/// Loads a checkpoint with its codebook.
+pub fn load(dir: &Path, device: &Device) -> Result<(TokenizerConfig, Tokenizer)> {
+    let config: TokenizerConfig = checkpoint::load_config(dir)?;
+    if let Err(problem) = config.check() {
+        bail!("{} describes no network: {problem}", dir.join("config.json").display());
+    }
+    let model = checkpoint::load_weights(dir, config.init(device))?;
+    Ok((config, model))
+}
+
+/// One training stage; with a teacher it is the HuBERT stage.
+#[allow(clippy::too_many_arguments)]
+fn stage(
+    config: &TrainConfig,
+    dir: &Path,
+    name: &str,
+    steps: u64,
+    args: &CommonArgs,
+    model: Tokenizer,
+    teacher: Option<&Tokenizer>,
+    (train, dev): (&dyn Speech, &dyn Speech),
+    device: &Device,
+) -> Result<(Tokenizer, bool)> {
+    let mut run = Run::open(dir, config, steps, args)?;
+    let mut rates = config.optimizer.clone();
+    if teacher.is_some() {
+        rates.learning_rate *= config.hubert_rate;
+    }
+    let (model, mut optimizer, done) = run.resume(model, Optimizer::new(rates))?;
+    if done >= steps {
+        return Ok((model, true));
+    }
+    let making = Making {
+        seconds: config.batch_seconds,
+        // Another order than the stage before.
+        seed: config.seed.wrapping_add(u64::from(teacher.is_some()) << 32),
+        chunk: config.network.chunk,
+        augmented: AUGMENTED,
+        clean: teacher.is_some(),
+    };
+    let dev = dev_batches(dev, config)?;
+    let mut model = Some(model);
+    let mut finished = false;
+    making.for_each(train, done..steps, |step, batch| {
+        let began = Instant::now();
+        let current = model.take().context("the model is between two steps")?;
+        let losses = losses(&current, &batch, teacher, config, &mut step_rng(making.seed, step, MASKS));
+        let (current, norm) = optimizer.step(current, losses.surrogate.backward(), step, steps);
+        let mut values = vec![("ctc", losses.ctc), ("norm", f64::from(norm))];
+        if let Some((loss, accuracy)) = losses.masked {
+            values.extend([("masked", loss), ("masked_accuracy", accuracy)]);
+        }
+        values.push(("audio_per_second", batch.seconds / began.elapsed().as_secs_f64()));
+        if (step + 1) % 100 == 0 || step + 1 == steps {
+            values.push(("dev_phone_error", phone_error(&current.valid(), &dev, config, device)));
+        }
+        let next = run.finish_step(step + 1, &values, &current, &optimizer).with_context(|| format!("while training stage {name}"))?;
+        finished = step + 1 >= steps;
+        model = Some(current);
+        Ok(next == Next::Continue)
+    })?;
+    Ok((model.context("the model is between two steps")?, finished))
+}
+
+/// What one step yields.
+struct Losses {
+    /// Its gradient is that of the losses; its value means nothing.
+    surrogate: Tensor<1>,
+    /// CTC loss per phone.
+    ctc: f64,
+    /// Masked-prediction loss per masked frame, and the share predicted right.
+    masked: Option<(f64, f64)>,
+}
+
+fn losses(model: &Tokenizer, batch: &Batch, teacher: Option<&Tokenizer>, config: &TrainConfig, rng: &mut ChaCha8Rng) -> Losses {
+    let device = model.mask.val().device();
+    let (b, t) = (batch.size, batch.frames);
+    let mut x = model.stem(mel_tensor(batch, &batch.mel, &device)); // [B, T, d]
+    let mut hidden = Vec::new();
+    if teacher.is_some() {
+        hidden = masked_frames(&batch.lengths, t, rng);
+        let mut keep = vec![1.0f32; b * t];
+        hidden.iter().for_each(|frame| keep[*frame as usize] = 0.0);
+        let keep = Tensor::<3>::from_data(TensorData::new(keep, [b, t, 1]), &device);
+        let d = config.network.width;
+        let mask = model.mask.val().reshape([1, 1, d]) * (keep.clone() - 1.0).neg(); // [B, T, d]
+        x = x * keep + mask;
+    }
+    let features = model.encode(x); // [B, T, d]
+    let logits = model.phone_logits(features.clone()); // [B, T, phones]
+    let values: Vec<f32> = logits.clone().into_data().to_vec().expect("logits are f32");
+    let ctc = ctc_loss(&values, t, config.network.phones, &batch.lengths, &batch.targets, config.prior_scale);
+    let gradient = Tensor::<3>::from_data(TensorData::new(ctc.gradient, [b, t, config.network.phones]), &device);
+    let mut surrogate = (logits * gradient).sum();
+
+    let mut masked = None;
+    if let (Some(teacher), false) = (teacher, hidden.is_empty()) {
+        let plain = teacher.mask.val().device();
+        let d = config.network.width;
+        let frames = |device: &Device| Tensor::<1, Int>::from_data(TensorData::new(hidden.clone(), [hidden.len()]), device);
+        let clean = mel_tensor(batch, batch.clean.as_ref().unwrap_or(&batch.mel), &plain);
+        let taught = teacher.features(clean).reshape([b * t, d]).select(0, frames(&plain));
+        let labels: Vec<i64> = teacher.quantise(taught).into_data().iter::<i64>().collect();
+        let logits = model.unit_head.forward(features.reshape([b * t, d]).select(0, frames(&device))); // [masked, k]
+        let values: Vec<f32> = logits.clone().into_data().to_vec().expect("logits are f32");
+        let (loss, accuracy, gradient) = cross_entropy(&values, config.network.units, &labels, config.masked_weight);
+        let gradient = Tensor::<2>::from_data(TensorData::new(gradient, logits.dims()), &device);
+        surrogate = surrogate + (logits * gradient).sum();
+        masked = Some((loss, accuracy));
+    }
+    Losses { surrogate, ctc: ctc.loss, masked }
+}
+
+/// Mean cross-entropy of rows of logits, the share right, and `weight` times the gradient.
+fn cross_entropy(logits: &[f32], classes: usize, labels: &[i64], weight: f32) -> (f64, f64, Vec<f32>) {
+    let mut rows = softmax_rows(logits, classes);
+    let scale = weight / labels.len().max(1) as f32;
+    let (loss, right) = rows
+        .par_chunks_mut(classes)
+        .zip(labels)
+        .map(|(row, label)| {
+            let label = *label as usize;
+            let p = row[label];
+            let right = row.iter().all(|other| *other <= p);
+            row.iter_mut().for_each(|value| *value *= scale);
+            row[label] -= scale;
+            (f64::from(-p.max(1e-30).ln()), f64::from(u8::from(right)))
+        })
+        .reduce(|| (0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+    let n = labels.len().max(1) as f64;
+    (loss / n, right / n, rows)
+}
+
+/// Spans of frames to hide in every other utterance, as indices into `B × T`.
+fn masked_frames(lengths: &[usize], t: usize, rng: &mut ChaCha8Rng) -> Vec<i64> {
+    let mut hidden = Vec::new();
+    for (i, length) in lengths.iter().enumerate() {
+        if rng.random_bool(0.5) {
+            continue;
+        }
+        let mut until = 0;
+        for frame in 0..*length {
+            if rng.random_bool(SPAN_START) {
+                until = frame + SPAN;
+            }
+            if frame < until {
+                hidden.push((i * t + frame) as i64);
+            }
+        }
+    }
+    hidden
+}
+
+fn mel_tensor(batch: &Batch, mel: &[f32], device: &Device) -> Tensor<3> {
+    Tensor::from_data(TensorData::new(mel.to_vec(), [batch.size, batch.frames * UNIT_FRAMES, MELS]), device)
+}
+
+/// Dev utterances spread over the whole split, clean, in small batches.
+fn dev_batches(dev: &dyn Speech, config: &TrainConfig) -> Result<Vec<Batch>> {
+    let count = dev.len().min(DEV_UTTERANCES);
+    let mut chosen: Vec<usize> = (0..count).map(|i| i * dev.len() / count).collect();
+    chosen.sort_by_key(|i| dev.samples(*i));
+    let front_end = LogMel::default();
+    chosen
+        .chunks(24)
+        .map(|chunk| {
+            let audio = chunk.iter().map(|i| dev.audio(*i)).collect::<Result<Vec<_>>>()?;
+            let targets = chunk.iter().map(|i| dev.phones(*i).to_vec()).collect();
+            Ok(Batch::new(&front_end, &audio, None, targets, config.network.chunk))
+        })
+        .collect()
+}
+
+/// Share of phones that the CTC head reads wrongly.
+fn phone_error(model: &Tokenizer, batches: &[Batch], config: &TrainConfig, device: &Device) -> f64 {
+    let classes = config.network.phones;
+    let (mut errors, mut phones) = (0, 0);
+    for batch in batches {
+        let logits = model.phone_logits(model.forward(mel_tensor(batch, &batch.mel, device)));
+        let logits: Vec<f32> = logits.into_data().to_vec().expect("logits are f32");
+        for (i, rows) in logits.chunks(batch.frames * classes).enumerate() {
+            errors += edit_distance(&greedy(&rows[..batch.lengths[i] * classes], classes), &batch.targets[i]);
+            phones += batch.targets[i].len();
+        }
+    }
+    errors as f64 / phones.max(1) as f64
+}
+
+/// k-means on features of training speech; saves and returns the network with its codebook.
+fn add_codebook(config: &TrainConfig, mut model: Tokenizer, train: &dyn Speech, dir: &Path, device: &Device) -> Result<Tokenizer> {
+    let network = &config.network;
+    let making = Making {
+        seconds: config.batch_seconds,
+        seed: config.seed.wrapping_add(0x6b6d),
+        chunk: network.chunk,
+        augmented: AUGMENTED / 2.0,
+        clean: false,
+    };
+    let mut rows: Vec<f32> = Vec::with_capacity(config.kmeans_frames * network.width);
+    making.for_each(train, 0..u64::MAX, |_, batch| {
+        let features: Vec<f32> = model.features(mel_tensor(&batch, &batch.mel, device)).into_data().to_vec().expect("features are f32");
+        for (i, frames) in features.chunks(batch.frames * network.width).enumerate() {
+            rows.extend_from_slice(&frames[..batch.lengths[i] * network.width]);
+        }
+        Ok(rows.len() < config.kmeans_frames * network.width)
+    })?;
+    let codebook = kmeans::fit(&rows, network.width, network.units, config.kmeans_iterations, config.seed, device);
+    eprintln!(
+        "k-means: {} units over {} frames, distortion {:.3}, perplexity {:.0}",
+        network.units,
+        rows.len() / network.width,
+        codebook.distortion,
+        codebook.perplexity
+    );
+    let centroids = Tensor::from_data(TensorData::new(codebook.centroids, [network.units, network.width]), device);
+    model.centroids = Param::initialized(model.centroids.id, centroids).set_require_grad(false);
+    checkpoint::save(dir, network, &model, Precision::F32)?;
+    Ok(model)
+}
