@@ -63,8 +63,8 @@ pub struct Mlp {
 /// Hidden state → G units in one step: the state and G learnt queries through a small encoder.
 #[derive(Module, Debug)]
 pub struct GroupModel {
-    pub input: Linear,               // [d → d]
-    pub queries: Param<Tensor<2>>,   // [G, d]
+    pub input: Linear,             // [d → d]
+    pub queries: Param<Tensor<2>>, // [G, d]
     pub layers: Vec<Block>,
     pub norm: RmsNorm,  // [d]
     pub output: Linear, // [d → k + 1]
@@ -148,7 +148,13 @@ impl Block {
     }
 
     /// `x` [B, T, d]; `past` are keys and values read before; returns the new rows' keys and values behind them.
-    fn forward(&self, x: Tensor<3>, past: Option<&(Tensor<4>, Tensor<4>)>, rope: Option<&Rope>, mask: Option<&Tensor<4, Bool>>) -> (Tensor<3>, (Tensor<4>, Tensor<4>)) {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        past: Option<&(Tensor<4>, Tensor<4>)>,
+        rope: Option<&Rope>,
+        mask: Option<&Tensor<4, Bool>>,
+    ) -> (Tensor<3>, (Tensor<4>, Tensor<4>)) {
         let (attended, kept) = self.self_attn.forward(self.input_layernorm.forward(x.clone()), past, rope, mask);
         let x = x + attended; // [B, T, d]
         let mlp = &self.mlp;
@@ -159,7 +165,13 @@ impl Block {
 }
 
 impl Attention {
-    fn forward(&self, x: Tensor<3>, past: Option<&(Tensor<4>, Tensor<4>)>, rope: Option<&Rope>, mask: Option<&Tensor<4, Bool>>) -> (Tensor<3>, (Tensor<4>, Tensor<4>)) {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        past: Option<&(Tensor<4>, Tensor<4>)>,
+        rope: Option<&Rope>,
+        mask: Option<&Tensor<4, Bool>>,
+    ) -> (Tensor<3>, (Tensor<4>, Tensor<4>)) {
         let [batch, length, _] = x.dims();
         let dh = self.head_dim;
         let split = |t: Tensor<3>| {
@@ -181,9 +193,7 @@ impl Attention {
         let (heads, kv_heads, read) = (query.dims()[1], key.dims()[1], key.dims()[2]);
         let share = heads / kv_heads;
         // Each key-value head serves `share` query heads that follow one another.
-        let repeat = |t: Tensor<4>| {
-            t.reshape([batch, kv_heads, 1, read, dh]).repeat_dim(2, share).reshape([batch, heads, read, dh])
-        };
+        let repeat = |t: Tensor<4>| t.reshape([batch, kv_heads, 1, read, dh]).repeat_dim(2, share).reshape([batch, heads, read, dh]);
         let mut scores = query.matmul(repeat(key).swap_dims(2, 3)).div_scalar((dh as f64).sqrt()); // [B, H, T, t]
         if let Some(mask) = mask {
             scores = scores.mask_fill(mask.clone().expand([batch, heads, length, read]), f32::NEG_INFINITY);

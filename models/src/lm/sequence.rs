@@ -160,6 +160,35 @@ impl Composer<'_> {
         writer.sequence
     }
 
+    /// What the runtime feeds before the model writes its first token: earlier turns, the question, and `<transcribe>` (or `<agent>`
+    /// without transcript).
+    pub fn prompt(&self, history: &[Turn], units: &[u16]) -> Sequence {
+        let mut writer = self.writer(Task::Question);
+        history.iter().for_each(|turn| writer.past(turn));
+        writer.heard(units);
+        writer.feed(if self.transcript { special::TRANSCRIBE } else { special::AGENT });
+        writer.sequence
+    }
+
+    /// What is fed before a typed question is answered.
+    pub fn typed_prompt(&self, history: &[Turn], question: &str) -> Sequence {
+        let mut writer = self.writer(Task::Text);
+        history.iter().for_each(|turn| writer.past(turn));
+        writer.feed(special::TRANSCRIBE);
+        writer.feed_words(question);
+        writer.feed(special::AGENT);
+        writer.sequence
+    }
+
+    /// What is fed before a text is spoken.
+    pub fn say_prompt(&self, text: &str) -> Sequence {
+        let mut writer = self.writer(Task::Say);
+        writer.feed(special::SAY);
+        writer.feed_words(text);
+        writer.feed(special::SPEAK);
+        writer.sequence
+    }
+
     fn writer(&self, task: Task) -> Writer<'_> {
         Writer { composer: self, sequence: Sequence { task, items: Vec::new(), groups: Vec::new() } }
     }

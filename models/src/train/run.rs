@@ -41,7 +41,9 @@ impl Run {
     pub fn open<C: Serialize>(dir: &Path, config: &C, total: u64, args: &CommonArgs) -> Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("while making the run folder {}", dir.display()))?;
         let path = dir.join("config.json");
-        let config = serde_json::to_value(config).context("while writing down the configuration")?;
+        // Through text and back, as the one on disk went: a float may come back as its neighbour.
+        let text = serde_json::to_vec_pretty(&serde_json::to_value(config).context("while writing down the configuration")?)?;
+        let config: serde_json::Value = serde_json::from_slice(&text).context("while reading the configuration again")?;
         if path.exists() {
             let bytes = std::fs::read(&path).with_context(|| format!("while reading {}", path.display()))?;
             let before = serde_json::from_slice(&bytes).with_context(|| format!("while reading {}", path.display()))?;
@@ -49,7 +51,7 @@ impl Run {
                 bail!("{} holds a run with another configuration ({field}): give another --output or remove that folder", dir.display());
             }
         } else {
-            write_atomically(&path, &serde_json::to_vec_pretty(&config)?)?;
+            write_atomically(&path, &text)?;
         }
         let path = dir.join("log.jsonl");
         let log = OpenOptions::new().create(true).append(true).open(&path).with_context(|| format!("while opening {}", path.display()))?;
@@ -229,8 +231,9 @@ mod tests {
     #[test]
     fn another_configuration_is_refused_by_field() {
         let dir = tempfile::tempdir().expect("a folder");
-        Run::open(dir.path(), &serde_json::json!({"model": {"d": 1}}), 1, &args(dir.path())).expect("opened");
-        let error = Run::open(dir.path(), &serde_json::json!({"model": {"d": 2}}), 1, &args(dir.path())).err().expect("refused");
+        Run::open(dir.path(), &serde_json::json!({"model": {"d": 1, "beta": 0.98f32}}), 1, &args(dir.path())).expect("opened");
+        Run::open(dir.path(), &serde_json::json!({"model": {"d": 1, "beta": 0.98f32}}), 1, &args(dir.path())).expect("the same");
+        let error = Run::open(dir.path(), &serde_json::json!({"model": {"d": 2, "beta": 0.98f32}}), 1, &args(dir.path())).err().expect("refused");
         assert!(error.to_string().contains("model.d: 1 there, 2 now"), "{error}");
     }
 }

@@ -145,8 +145,20 @@ impl Shape {
         let mut output = middle.clone();
         multiply(n, self.hidden, d, 1.0, Matrix::rows(&gated, self.hidden), Matrix::rows(&w.down, d), &mut output, d, true);
         let tape = Tape {
-            input: x, input_normed, input_scale, query, key, value, weights, attended,
-            middle, middle_normed, middle_scale, gate: gate_rows, up, gated,
+            input: x,
+            input_normed,
+            input_scale,
+            query,
+            key,
+            value,
+            weights,
+            attended,
+            middle,
+            middle_normed,
+            middle_scale,
+            gate: gate_rows,
+            up,
+            gated,
         };
         (output, tape)
     }
@@ -161,13 +173,33 @@ impl Shape {
             for head in 0..self.heads {
                 let (q, kv) = (start * qw + head * dh, start * kw + head * self.kv_heads / self.heads * dh);
                 let square = &mut weights[at..at + length * length];
-                multiply(length, dh, length, scale, Matrix::rows(&query[q..], qw), Matrix::transposed(&key[kv..], kw), square, length, false);
+                multiply(
+                    length,
+                    dh,
+                    length,
+                    scale,
+                    Matrix::rows(&query[q..], qw),
+                    Matrix::transposed(&key[kv..], kw),
+                    square,
+                    length,
+                    false,
+                );
                 for (i, row) in square.chunks_exact_mut(length).enumerate() {
                     let seen = if self.causal { i + 1 } else { length };
                     softmax(&mut row[..seen]);
                     row[seen..].fill(0.0);
                 }
-                multiply(length, length, dh, 1.0, Matrix::rows(square, length), Matrix::rows(&value[kv..], kw), &mut attended[q..], qw, false);
+                multiply(
+                    length,
+                    length,
+                    dh,
+                    1.0,
+                    Matrix::rows(square, length),
+                    Matrix::rows(&value[kv..], kw),
+                    &mut attended[q..],
+                    qw,
+                    false,
+                );
                 at += length * length;
             }
             start += length;
@@ -176,7 +208,15 @@ impl Shape {
     }
 
     /// Gradient of the output rows → gradient of the input rows; adds the weights' gradients to `g`.
-    pub fn backward(&self, w: &BlockParameters, g: &mut BlockParameters, tape: &Tape, dy: Vec<f32>, lengths: &[usize], rotation: Option<&Rotation>) -> Vec<f32> {
+    pub fn backward(
+        &self,
+        w: &BlockParameters,
+        g: &mut BlockParameters,
+        tape: &Tape,
+        dy: Vec<f32>,
+        lengths: &[usize],
+        rotation: Option<&Rotation>,
+    ) -> Vec<f32> {
         let (d, qw, kw) = (self.width, self.query_width(), self.key_width());
         let n = dy.len() / d;
         let mut dgated = vec![0.0; n * self.hidden];
@@ -229,8 +269,28 @@ impl Shape {
                     let mean = dot(dscore, weight);
                     dscore.iter_mut().zip(weight).for_each(|(d, w)| *d = w * (*d - mean));
                 }
-                multiply(length, length, dh, scale, Matrix::rows(dscores, length), Matrix::rows(&tape.key[kv..], kw), &mut dquery[q..], qw, false);
-                multiply(length, length, dh, scale, Matrix::transposed(dscores, length), Matrix::rows(&tape.query[q..], qw), &mut dkey[kv..], kw, true);
+                multiply(
+                    length,
+                    length,
+                    dh,
+                    scale,
+                    Matrix::rows(dscores, length),
+                    Matrix::rows(&tape.key[kv..], kw),
+                    &mut dquery[q..],
+                    qw,
+                    false,
+                );
+                multiply(
+                    length,
+                    length,
+                    dh,
+                    scale,
+                    Matrix::transposed(dscores, length),
+                    Matrix::rows(&tape.query[q..], qw),
+                    &mut dkey[kv..],
+                    kw,
+                    true,
+                );
                 at += length * length;
             }
             start += length;

@@ -201,7 +201,16 @@ impl Pass {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn text_loss(&self, config: &Config, w: &Parameters, batch: &Batch, weight: f32, g: &mut Parameters, dhidden: &mut [f32], scores: &mut [Score; 4]) {
+    fn text_loss(
+        &self,
+        config: &Config,
+        w: &Parameters,
+        batch: &Batch,
+        weight: f32,
+        g: &mut Parameters,
+        dhidden: &mut [f32],
+        scores: &mut [Score; 4],
+    ) {
         let (d, vocabulary, n) = (config.hidden_size, config.vocab_size, batch.text_targets.len());
         let rows = || batch.text_targets.iter().map(|(row, _, _)| *row);
         let hidden = gather(&self.hidden, d, rows());
@@ -218,7 +227,16 @@ impl Pass {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn unit_loss(&self, config: &Config, w: &Parameters, batch: &Batch, weight: f32, g: &mut Parameters, dhidden: &mut [f32], scores: &mut [Score; 4]) {
+    fn unit_loss(
+        &self,
+        config: &Config,
+        w: &Parameters,
+        batch: &Batch,
+        weight: f32,
+        g: &mut Parameters,
+        dhidden: &mut [f32],
+        scores: &mut [Score; 4],
+    ) {
         let (d, group, kinds, n) = (config.hidden_size, config.group, config.units + 1, batch.unit_targets.len());
         if n == 0 {
             return;

@@ -37,11 +37,24 @@ pub fn multiply(n: usize, k: usize, m: usize, scale: f32, a: Matrix<'_>, b: Matr
     // SAFETY: all three operands lie within their slices (just asserted), and `out` is borrowed mutably, hence apart from `a` and `b`.
     unsafe {
         gemm::gemm(
-            n, m, k,
-            out.as_mut_ptr(), 1, stride as isize, add,
-            a.data.as_ptr(), a.column as isize, a.row as isize,
-            b.data.as_ptr(), b.column as isize, b.row as isize,
-            1.0, scale, false, false, false,
+            n,
+            m,
+            k,
+            out.as_mut_ptr(),
+            1,
+            stride as isize,
+            add,
+            a.data.as_ptr(),
+            a.column as isize,
+            a.row as isize,
+            b.data.as_ptr(),
+            b.column as isize,
+            b.row as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
             gemm::Parallelism::None,
         );
     }

@@ -9,10 +9,10 @@ mod gradient;
 mod matrix;
 mod parameters;
 
-pub use block::{Shape, rms_norm};
-pub(super) use block::{attend_row, gate, rotate};
+pub use block::Shape;
+pub(super) use block::{attend_row, gate, rms_norm, rotate};
 pub use gradient::{Gradient, Score, gradients};
-pub use matrix::{Matrix, multiply};
+pub(super) use matrix::{Matrix, dot, multiply, project};
 pub use parameters::{BlockParameters, Parameters};
 
 #[cfg(test)]

@@ -38,8 +38,15 @@ pub struct Parameters {
 impl BlockParameters {
     fn fields(&mut self) -> [&mut Vec<f32>; 9] {
         [
-            &mut self.input_norm, &mut self.query, &mut self.key, &mut self.value, &mut self.output,
-            &mut self.mlp_norm, &mut self.gate, &mut self.up, &mut self.down,
+            &mut self.input_norm,
+            &mut self.query,
+            &mut self.key,
+            &mut self.value,
+            &mut self.output,
+            &mut self.mlp_norm,
+            &mut self.gate,
+            &mut self.up,
+            &mut self.down,
         ]
     }
 }

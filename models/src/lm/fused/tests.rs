@@ -17,10 +17,26 @@ fn batch(config: &Config) -> Vec<Sequence> {
     vec![
         Sequence {
             task: Task::Question,
-            items: vec![fed(1), group(0, false), group(1, false), fed(2), token(11), token(3), token(6), token(12), group(2, true), group(3, true), token(9)],
+            items: vec![
+                fed(1),
+                group(0, false),
+                group(1, false),
+                fed(2),
+                token(11),
+                token(3),
+                token(6),
+                token(12),
+                group(2, true),
+                group(3, true),
+                token(9),
+            ],
             groups: units(4),
         },
-        Sequence { task: Task::Text, items: vec![fed(2), fed(13), fed(3), Item::Token { id: 7, target: Some(6) }, token(14), token(9)], groups: vec![] },
+        Sequence {
+            task: Task::Text,
+            items: vec![fed(2), fed(13), fed(3), Item::Token { id: 7, target: Some(6) }, token(14), token(9)],
+            groups: vec![],
+        },
         Sequence { task: Task::Say, items: vec![fed(8), fed(11), fed(6), token(11), group(0, true), token(9)], groups: units(1) },
     ]
 }
@@ -37,7 +53,9 @@ fn losses_and_gradients_are_burns_own() {
     let burn = loss.backward();
 
     let parameters = Parameters::of(&network, &config);
-    for (shards, threads) in [(vec![Batch::new(&sequences, config.group)], 1), (sequences.chunks(1).map(|s| Batch::new(s, config.group)).collect(), 2)] {
+    for (shards, threads) in
+        [(vec![Batch::new(&sequences, config.group)], 1), (sequences.chunks(1).map(|s| Batch::new(s, config.group)).collect(), 2)]
+    {
         let mut ours = gradients(&config, &parameters, &shards, 0.7, threads);
         let sum = |f: fn(&super::Score) -> f64| ours.scores.iter().map(f).sum::<f64>();
         let loss = sum(|s| s.text_loss) / sum(|s| s.text as f64) + 0.7 * sum(|s| s.unit_loss) / sum(|s| s.units as f64);
@@ -51,7 +69,8 @@ fn losses_and_gradients_are_burns_own() {
         impl ModuleVisitor for Compare<'_> {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
                 let ours = self.ours.next().expect("as many tensors");
-                let burn = param.val().grad(self.burn).expect("every parameter has a gradient").into_data().try_into_vec::<f32>().expect("floats");
+                let burn =
+                    param.val().grad(self.burn).expect("every parameter has a gradient").into_data().try_into_vec::<f32>().expect("floats");
                 assert_eq!(burn.len(), ours.len());
                 let largest = burn.iter().fold(0.0f32, |a, b| a.max(b.abs()));
                 let error = burn.iter().zip(ours.iter()).fold(0.0f32, |e, (a, b)| e.max((a - b).abs()));
@@ -79,7 +98,11 @@ fn fused_speed() {
         24.. if i % 2 == 0 => Item::Group { index: (i - 4) / 2, spoken: true },
         i => token(10 + i as u16),
     });
-    let sequence = Sequence { task: Task::Question, items: std::iter::once(token(1)).chain(items).collect(), groups: (0..4 * 22).map(|u| u * 5).collect() };
+    let sequence = Sequence {
+        task: Task::Question,
+        items: std::iter::once(Item::Token { id: 1, target: None }).chain(items).collect(),
+        groups: (0..4 * 22).map(|u| u * 5).collect(),
+    };
     for shard in [2, 4, 8, 16, 32] {
         let shards = vec![Batch::new(&vec![sequence.clone(); shard], config.group); 64 / shard];
         gradients(&config, &parameters, &shards[..1], 1.0, 1);
