@@ -2,13 +2,15 @@
 //!
 //! - [`config`]: sizes. [`network`]: the network, offline and streaming.
 //! - [`synthesis`]: the inverse STFT after it, and where a frame stands in the audio.
-//! - [`loss`]: spectral losses.
+//! - [`clips`], [`loss`], [`train`]: crops of the agent's speech, spectral losses, the training loop.
 
 pub mod cli;
+pub mod clips;
 pub mod config;
 pub mod loss;
 pub mod network;
 pub mod synthesis;
+pub mod train;
 
 pub use config::DecoderConfig;
 pub use network::{Decoder, DecoderState};

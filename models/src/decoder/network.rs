@@ -243,7 +243,7 @@ fn advance(block: &Block, x: Tensor<3>, context: &mut Tensor<3>) -> Tensor<3> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A network small enough for a test, with every part of the real one.
