@@ -75,6 +75,36 @@ pub enum User {
     },
 }
 
+impl User {
+    fn check(&self) -> Result<(), String> {
+        let (weight, ranges) = match self {
+            Self::EspeakNg { weight, rate, pitch, range, warp, .. } => (weight, vec![("rate", rate), ("pitch", pitch), ("range", range), ("warp", warp)]),
+            Self::Flite { weight, stretch, pitch, warp, .. } => (weight, vec![("stretch", stretch), ("pitch", pitch), ("warp", warp)]),
+            Self::Command { weight, command, warp, .. } => {
+                for part in ["{text}", "{wav}"] {
+                    if !command.iter().any(|argument| argument.contains(part)) {
+                        return Err(format!("the command {command:?} has no {part}"));
+                    }
+                }
+                (weight, vec![("warp", warp)])
+            }
+        };
+        if !(*weight >= 0.0) {
+            return Err(format!("a weight of {weight}"));
+        }
+        match ranges.iter().find(|(_, range)| !(0.0 <= range[0] && range[0] <= range[1] && range[1] < 1000.0)) {
+            Some((name, range)) => Err(format!("{name} = {range:?} is no range: the lower end comes first")),
+            None if self.warps_too_far() => Err("warp lies between 0.5 and 2".to_owned()),
+            None => Ok(()),
+        }
+    }
+
+    fn warps_too_far(&self) -> bool {
+        let (Self::EspeakNg { warp, .. } | Self::Flite { warp, .. } | Self::Command { warp, .. }) = self;
+        warp[0] < 0.5 || warp[1] > 2.0
+    }
+}
+
 /// The four test sets: what is new about the voice.
 pub const SETS: [&str; 4] = ["trained", "timbre", "accent", "synthesiser"];
 
@@ -116,6 +146,9 @@ impl Synthesisers {
         })?;
         if all.version != 1 {
             return Err(wrong(1, format!("version {} is not known; this program reads version 1", all.version)));
+        }
+        for user in &all.user {
+            user.check().map_err(|message| wrong(0, message))?;
         }
         if all.weights("trained").iter().sum::<f64>() <= 0.0 {
             return Err(wrong(1, "no voices to train on".to_owned()));
@@ -209,7 +242,8 @@ impl Voice {
         let warp = match self {
             Self::EspeakNg { voice, rate, pitch, range, warp } => {
                 let marked = format!("<speak><prosody range=\"{range}%\">{text}</prosody></speak>");
-                let settings = ["-v", voice, "-s", &rate.to_string(), "-p", &pitch.to_string(), "-m", "-w", &wav, &marked].map(str::to_owned);
+                // at full amplitude the louder variants clip
+                let settings = ["-a", "65", "-v", voice, "-s", &rate.to_string(), "-p", &pitch.to_string(), "-m", "-w", &wav, &marked].map(str::to_owned);
                 execute("espeak-ng", "espeak-ng", &settings)?;
                 warp
             }
@@ -279,4 +313,54 @@ impl Agent {
 /// A scratch file per worker thread.
 pub fn scratch(folder: &Path) -> PathBuf {
     folder.join(format!("worker{}.wav", rayon::current_thread_index().unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use std::collections::BTreeSet;
+
+    fn built_in() -> Synthesisers {
+        Synthesisers::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/grammar/synthesisers.toml"))).unwrap()
+    }
+
+    #[test]
+    fn test_voices_are_never_trained() {
+        let all = built_in();
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+        let mut draw = |set| (0..4_000).map(|_| all.draw(&mut rng, set).name()).collect::<BTreeSet<_>>();
+        let [trained, timbre, accent, synthesiser] = SETS.map(&mut draw);
+        assert!(trained.is_disjoint(&timbre) && trained.is_disjoint(&accent) && trained.is_disjoint(&synthesiser));
+        assert!(accent.iter().all(|name| name.contains("scotland")) && trained.iter().all(|name| !name.contains("scotland")));
+        assert_eq!(synthesiser.into_iter().collect::<Vec<_>>(), ["flite:awb"]);
+        let variant = |name: &String| name.split_once('+').map(|(_, variant)| variant.to_owned());
+        let known: BTreeSet<_> = trained.iter().filter_map(variant).collect();
+        assert!(timbre.iter().filter_map(variant).all(|variant| !known.contains(&variant)));
+    }
+
+    #[test]
+    fn any_command_can_speak() {
+        let folder = tempfile::tempdir().unwrap();
+        let command = ["flite", "-t", "{text}", "-o", "{wav}"].map(str::to_owned).to_vec();
+        let voice = Voice::Command { name: "mine".to_owned(), command, warp: 1.0 };
+        assert!(voice.speak("hello there", &folder.path().join("a.wav")).unwrap().len() > 8_000);
+        let missing = Voice::Command { name: "some-package".to_owned(), command: vec!["no-such-synthesiser".to_owned()], warp: 1.0 };
+        let error = missing.speak("hello", &folder.path().join("a.wav")).unwrap_err().to_string();
+        assert!(error.contains("no-such-synthesiser is not installed") && error.contains("apt-get install"), "{error}");
+    }
+
+    #[test]
+    fn complains() {
+        let text = include_str!("../../grammar/synthesisers.toml");
+        for (from, to, part) in [
+            ("rate = [120, 215]", "rate = [215, 120]", "rate"),
+            ("warp = [0.9, 1.12]", "warp = [0.0, 1.0]", "warp"),
+            ("kind = \"flite\"", "kind = \"flight\"", "flight"),
+            ("version = 1", "version = 3", "version 3"),
+        ] {
+            let error = Synthesisers::parse(Path::new("s.toml"), &text.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(error.starts_with("s.toml:") && error.contains(part), "{error}");
+        }
+    }
 }

@@ -35,3 +35,27 @@ fn makes_reads_and_goes_on() {
     let error = make(&Options { seed: 8, ..options.clone() }).unwrap_err().to_string();
     assert!(error.contains("another seed"), "{error}");
 }
+
+#[test]
+fn recordings_join_with_a_transcript_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let mine = folder.path().join("mine");
+    std::fs::create_dir_all(mine.join("wavs")).unwrap();
+    let spec = hound::WavSpec { channels: 1, sample_rate: 44_100, bits_per_sample: 16, sample_format: hound::SampleFormat::Int };
+    let mut lines = String::new();
+    for index in 0..3 {
+        let mut writer = hound::WavWriter::create(mine.join(format!("wavs/r{index}.wav")), spec).unwrap();
+        (0..44_100).for_each(|sample: i32| writer.write_sample((sample % 100 * 50) as i16).unwrap());
+        writer.finalize().unwrap();
+        lines += &format!("r{index}|Turn on light {index}, please.\n");
+    }
+    std::fs::write(mine.join("metadata.csv"), lines).unwrap();
+    let options = Options { questions: 20, recordings: Some(mine), ..options(&folder.path().join("corpus")) };
+    assert_eq!(make(&options).unwrap().recordings, 3);
+    let corpus = Corpus::open(&options.output).unwrap();
+    let all = [Split::Train, Split::Dev, Split::Test].into_iter().flat_map(|split| corpus.questions(split));
+    let recorded: Vec<&Utterance> = all.filter(|utterance| utterance.set == "recordings").collect();
+    assert_eq!(recorded.len(), 3);
+    assert!(recorded.iter().all(|utterance| utterance.dialogue.is_none() && utterance.text.starts_with("turn on light")));
+    assert!((corpus.audio(recorded[0]).unwrap().len() as i64 - 16_000).abs() < 3);
+}
