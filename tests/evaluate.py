@@ -112,7 +112,7 @@ def write_tools(folder, calls, names):
     path = os.path.join(folder, "tools.toml")
     with open(path, "w", encoding="utf-8") as file:
         for name in names:
-            file.write(f'[tools.{name}]\nprogram = ["sh", {json.dumps(script)}, {json.dumps(table)}, "{name}"]\n')
+            file.write(f'[tool.{name}]\nprogram = ["sh", {json.dumps(script)}, {json.dumps(table)}, "{name}", "{{words}}"]\n')
     return path
 
 

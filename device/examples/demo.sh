@@ -14,6 +14,7 @@ rm -rf demo
 mkdir -p demo
 arguments=()
 for question; do arguments+=(--input "$question"); done
+export SA_HOME_STATE=$PWD/demo/home.state
 "$CARGO_TARGET_DIR/debug/sa-agent" talk --bundle "$bundle" "${arguments[@]}" --output-dir demo --tools device/examples/tools.toml
 echo
 echo "the spoken answers are in $PWD/demo"

@@ -1,12 +1,13 @@
 #!/bin/sh
 # A simulated home for the demo: what is switched stays switched, in a file. Replace it by a program of your own.
-#   home.sh STATE_FILE TOOL WORDS...      prints the result in words, on one line; exit code 1: it failed
+#   home.sh TOOL WORDS...      prints the result in words, on one line; exit code 1: it failed
+# The file is $SA_HOME_STATE; without it, one of the user's own in /tmp.
 # The words come from a language model: they are compared and stored, and never reach a shell, a path or a pattern.
 set -eu
 PATH=/usr/bin:/bin
-state=$1
-tool=$2
-shift 2
+state=${SA_HOME_STATE:-/tmp/sa-home-$(id -u)}
+tool=$1
+shift
 words=$*
 touch "$state"
 

@@ -5,4 +5,5 @@ mod bundles;
 mod conversation;
 mod layers;
 mod resources;
+mod streaming;
 mod tools;

@@ -23,7 +23,7 @@ fn ask(script: &str, folder: &Path) -> Result<Outcome> {
     let (sample, tool) = with_program()?;
     let program = folder.join("tool.sh");
     fs::write(&program, script)?;
-    let table = format!("[tools.{tool}]\nprogram = [\"sh\", {:?}]\ntimeout_ms = 1000\n", program.display().to_string());
+    let table = format!("[tool.{tool}]\nprogram = [\"sh\", {:?}]\nseconds = 1.0\n", program.display().to_string());
     let tools = folder.join("tools.toml");
     fs::write(&tools, table)?;
     Talk::new().input(&sample.wav).output(&folder.join("a.wav")).tools(&tools).run()?.succeeded()
@@ -83,7 +83,7 @@ fn a_program_that_is_not_there() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (sample, tool) = with_program()?;
     let tools = folder.path().join("tools.toml");
-    fs::write(&tools, format!("[tools.{tool}]\nprogram = [\"/nowhere/at-all\"]\n"))?;
+    fs::write(&tools, format!("[tool.{tool}]\nprogram = [\"/nowhere/at-all\"]\n"))?;
     let outcome = Talk::new().input(&sample.wav).output(&folder.path().join("a.wav")).tools(&tools).run()?.succeeded()?;
     failure_is_told(&outcome, folder.path())
 }
@@ -94,9 +94,9 @@ fn a_tools_file_that_cannot_be_read_as_one() -> Result<()> {
     let tools = folder.path().join("tools.toml");
     for text in [
         "not = [toml",
-        "[tools.light]\nprogram = 3\n",
-        "[tools.light]\nprogram = []\n",
-        "[tools.light]\nunknown_key = true\nprogram = [\"true\"]\n",
+        "[tool.light]\nprogram = 3\n",
+        "[tool.light]\nprogram = []\n",
+        "[tool.light]\nunknown_key = true\nprogram = [\"true\"]\n",
     ] {
         fs::write(&tools, text)?;
         let outcome = Talk::new().input(&samples()?[0].wav).output(&folder.path().join("a.wav")).tools(&tools).run()?;
