@@ -4,9 +4,7 @@
     evaluate.py --agent SA_AGENT --bundle DIR --corpus DIR --output DIR [--sets trained,timbre] [--limit N] [--snr 10]
 
 Nothing but `sa-agent talk` is used: audio in, audio and JSON out. Tools answer with the results that the corpus
-holds. Right means that the call and the reply are both exact, word for word. Where a built-in answers from the
-real clock, the reply cannot be foretold: the call must be exact, and the reply must be the one expected but for
-the words of the result. Follow-ups are left out: a corpus holds the turn before as text only.
+holds, built-ins included. Right means that the call and the reply are both exact, word for word. Follow-ups are left out: a corpus holds the turn before as text only.
 
 Writes report.json, the answers and list.jsonl for the judge into --output, and prints Markdown.
 """
@@ -136,34 +134,24 @@ def ask(args, group, number, names, others):
     if run.returncode:
         raise SystemExit(f"evaluate: {' '.join(command[:4])} … failed with {run.returncode}: {run.stderr.strip()}")
     shutil.rmtree(folder)
-    turns = collections.OrderedDict()
-    for line in run.stdout.splitlines():
-        event = json.loads(line)
-        if "turn_id" in event:
-            turns.setdefault(event["turn_id"], {}).setdefault(event["event"], event)
+    turns = [event for event in map(json.loads, run.stdout.splitlines()) if event["event"] == "turn"]
     if len(turns) != len(group["rows"]):
         raise SystemExit(f"evaluate: {len(turns)} turns for {len(group['rows'])} questions")
-    return list(turns.values())
+    return turns
 
 
-def score(row, events):
+def score(row, turn):
     """What was right, and what it took."""
-    expected, turn = row["dialogue"], events["turn"]
-    call = events.get("call", {}).get("text")
-    result = events.get("result", {}).get("text")
-    reply = expected["reply"]
-    if call and result and expected.get("result") and result != expected["result"]:
-        # a built-in that looked at the real clock: what it said belongs into the expected reply
-        if f" {expected['result']} " not in f" {reply} ":
-            reply = turn["reply_text"]
-        reply = f" {reply} ".replace(f" {expected['result']} ", f" {result} ").strip()
-    call_right, reply_right = call == expected.get("call"), turn["reply_text"] == reply
+    expected = row["dialogue"]
+    calls = [call["call"] for call in turn["calls"]]
+    call_right = calls == ([expected["call"]] if expected.get("call") else [])
+    reply_right = turn["reply_text"] == expected["reply"]
     return {
         "id": row["id"], "set": row["set"], "category": row["category"], "voice": row["voice"], "question": row["text"],
-        "heard": events.get("heard", {}).get("text"), "call": call, "expected_call": expected.get("call"),
-        "reply": turn["reply_text"], "expected_reply": reply, "call_right": call_right, "reply_right": reply_right,
-        "right": call_right and reply_right, "timing_ms": turn.get("timing_ms", {}), "output": turn.get("output"),
-        "question_seconds": row["samples"] / 16000,
+        "heard": turn["transcript"], "calls": calls, "expected_call": expected.get("call"), "reply": turn["reply_text"],
+        "expected_reply": expected["reply"], "call_right": call_right, "reply_right": reply_right,
+        "right": call_right and reply_right, "heard_right": turn["transcript"] == row["text"], "output": turn.get("output"),
+        "timing_ms": turn["timing_ms"], "real_time_factor": turn["real_time_factor"], "stopped": turn["stopped"],
     }
 
 
@@ -182,8 +170,7 @@ def table(rows, key):
     print(f"| {key} | questions | call and reply right (95 % interval) | call right | heard right |\n|---|---|---|---|---|")
     for name in sorted(groups):
         some = groups[name]
-        heard = [dict(heard=row["heard"] == row["question"]) for row in some]
-        print(f"| {name} | {len(some)} | {share(some)} | {share(some, 'call_right')} | {share(heard, 'heard')} |")
+        print(f"| {name} | {len(some)} | {share(some)} | {share(some, 'call_right')} | {share(some, 'heard_right')} |")
     print()
 
 
@@ -220,7 +207,8 @@ def main():
         json.dump(scored, file, indent=1)
     with open(os.path.join(args.output, "list.jsonl"), "w", encoding="utf-8") as file:
         for row in scored:
-            file.write(json.dumps({"wav": os.path.abspath(row["output"]), "text": row["reply"]}) + "\n")
+            if row["reply"]:
+                file.write(json.dumps({"wav": os.path.abspath(row["output"]), "text": row["reply"]}) + "\n")
     condition = "clean" if args.snr is None else f"in noise at {args.snr:g} dB"
     print(f"{len(rows)} test questions, {condition} ({skipped} follow-ups left out: they need the turn before)\n")
     table(scored, "set")

@@ -38,12 +38,11 @@ fn the_samples_are_answered() -> Result<()> {
 /// Call and reply must both be exact.
 fn answered(outcome: &Outcome, turn: usize, sample: &Sample) -> Result<()> {
     let turns = outcome.of_kind("turn")?;
-    let id = &turns.get(turn).context("the turn is missing")?["turn_id"];
-    let calls = outcome.of_kind("call")?;
-    let call = calls.iter().find(|call| &call["turn_id"] == id).and_then(|call| call["text"].as_str());
-    ensure!(call == sample.call.as_deref(), "call {call:?}, expected {:?}", sample.call);
+    let turn = turns.get(turn).context("the turn is missing")?;
+    let calls: Vec<&str> = turn["calls"].as_array().context("no calls")?.iter().filter_map(|call| call["call"].as_str()).collect();
+    ensure!(calls == sample.call.as_slice(), "calls {calls:?}, expected {:?}", sample.call);
     if let Some(reply) = &sample.reply {
-        ensure!(turns[turn]["reply_text"] == **reply, "reply {}, expected '{reply}'", turns[turn]["reply_text"]);
+        ensure!(turn["reply_text"] == **reply, "reply {}, expected '{reply}'", turn["reply_text"]);
     }
     Ok(())
 }
