@@ -22,6 +22,17 @@ use super::wave::{self, SAMPLE_RATE};
 use super::{Corpus, Error, Grammar, Reply, Utterance, Vocabulary};
 
 const GRAMMAR: &str = include_str!("../../grammar/home.toml");
+
+impl Grammar {
+    /// The home assistant of this repository.
+    ///
+    /// # Panics
+    /// Never: a test reads it.
+    pub fn home() -> Self {
+        Self::parse(Path::new("(built in)"), GRAMMAR).expect("the built-in grammar is tested")
+    }
+}
+
 const SYNTHESISERS: &str = include_str!("../../grammar/synthesisers.toml");
 
 /// What to make.

@@ -57,7 +57,12 @@ impl Optimizer {
     /// One update; returns the module and the norm of the gradients before clipping.
     /// An update with a norm that is not finite is left out.
     pub fn step<M: Module>(&mut self, module: M, gradients: Gradients, step: u64, total: u64) -> (M, f32) {
-        let mut gradients = GradientsParams::from_grads(gradients, &module);
+        let gradients = GradientsParams::from_grads(gradients, &module);
+        self.apply(module, gradients, step, total)
+    }
+
+    /// [`Optimizer::step`] for gradients that were not made by a backward pass of Burn.
+    pub fn apply<M: Module>(&mut self, module: M, mut gradients: GradientsParams, step: u64, total: u64) -> (M, f32) {
         let mut squares = Squares { gradients: &gradients, sums: Vec::new() };
         module.visit(&mut squares);
         let norm = if squares.sums.is_empty() {

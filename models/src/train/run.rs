@@ -41,9 +41,9 @@ impl Run {
     pub fn open<C: Serialize>(dir: &Path, config: &C, total: u64, args: &CommonArgs) -> Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("while making the run folder {}", dir.display()))?;
         let path = dir.join("config.json");
-        let text = serde_json::to_vec_pretty(config).context("while writing down the configuration")?;
-        // Compared as read back: the decimals of an f32 need not survive the way through text.
-        let config = serde_json::from_slice(&text).context("while reading back the configuration")?;
+        // Through text and back, as the one on disk went: a float may come back as its neighbour.
+        let text = serde_json::to_vec_pretty(&serde_json::to_value(config).context("while writing down the configuration")?)?;
+        let config: serde_json::Value = serde_json::from_slice(&text).context("while reading the configuration again")?;
         if path.exists() {
             let bytes = std::fs::read(&path).with_context(|| format!("while reading {}", path.display()))?;
             let before = serde_json::from_slice(&bytes).with_context(|| format!("while reading {}", path.display()))?;
@@ -231,8 +231,9 @@ mod tests {
     #[test]
     fn another_configuration_is_refused_by_field() {
         let dir = tempfile::tempdir().expect("a folder");
-        Run::open(dir.path(), &serde_json::json!({"model": {"d": 1}}), 1, &args(dir.path())).expect("opened");
-        let error = Run::open(dir.path(), &serde_json::json!({"model": {"d": 2}}), 1, &args(dir.path())).err().expect("refused");
+        Run::open(dir.path(), &serde_json::json!({"model": {"d": 1, "beta": 0.98f32}}), 1, &args(dir.path())).expect("opened");
+        Run::open(dir.path(), &serde_json::json!({"model": {"d": 1, "beta": 0.98f32}}), 1, &args(dir.path())).expect("the same");
+        let error = Run::open(dir.path(), &serde_json::json!({"model": {"d": 2, "beta": 0.98f32}}), 1, &args(dir.path())).err().expect("refused");
         assert!(error.to_string().contains("model.d: 1 there, 2 now"), "{error}");
     }
 }

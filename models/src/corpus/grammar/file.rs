@@ -147,7 +147,9 @@ impl Compiler<'_> {
             return Err(self.source.wrong(at, "no questions: ask is empty"));
         }
         let call = file.call.as_ref().map(|text| self.template(text, names, true)).transpose()?;
-        let call = call.or_else(|| base.and_then(|base| base.call.clone()));
+        // a follow-up with a reply of its own says itself whether it calls
+        let inherits = file.reply.is_none() && file.outcome.is_empty();
+        let call = call.or_else(|| base.filter(|_| inherits).and_then(|base| base.call.clone()));
         let mut outcomes = Vec::new();
         if let Some(reply) = &file.reply {
             let result = file.result.as_ref().map(|text| self.template(text, names, true)).transpose()?;

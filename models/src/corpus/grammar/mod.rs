@@ -7,7 +7,7 @@ mod file;
 mod source;
 mod template;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rand::Rng;
 use rand::distr::Distribution;
@@ -49,10 +49,10 @@ pub struct Sampled {
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum SplitBy {
-    /// The slots of the question (rooms, numbers, names).
+    /// The call with its arguments (rooms, numbers, names); without a call, the slots of the question.
     #[default]
     Question,
-    /// The slots of the question and the tool's result: what has to be copied was never copied in training.
+    /// The call and the tool's result: what has to be copied was never copied in training.
     Answer,
     /// A closed list (facts, small talk): the same in all splits.
     None,
@@ -150,6 +150,26 @@ impl Grammar {
         }
     }
 
+    /// Looks for questions that have two answers, in `draws` dialogues: the same words after the same last turn with different calls, or
+    /// with different replies to the same result. A grammar should have none. One line for each question.
+    pub fn conflicts(&self, rng: &mut impl Rng, draws: usize) -> Vec<String> {
+        let mut calls: HashMap<(String, Option<Turn>), Option<String>> = HashMap::new();
+        let mut replies: HashMap<(String, Option<Turn>, Option<String>), String> = HashMap::new();
+        let mut found = BTreeMap::new();
+        for _ in 0..draws {
+            let Sampled { turn, mut history, .. } = self.sample(rng, Split::Train);
+            let context = history.pop();
+            let call = calls.entry((turn.question.clone(), context.clone())).or_insert_with(|| turn.call.clone());
+            let known = replies.entry((turn.question.clone(), context, turn.result.clone())).or_insert_with(|| turn.reply.clone());
+            if *call != turn.call {
+                found.insert(turn.question.clone(), format!("{:?} calls {:?} and {:?}", turn.question, call, turn.call));
+            } else if *known != turn.reply {
+                found.insert(turn.question.clone(), format!("{:?} is answered {known:?} and {:?}", turn.question, turn.reply));
+            }
+        }
+        found.into_values().collect()
+    }
+
     fn sample_intent(&self, rng: &mut impl Rng, intent: &Intent, split: Split, any: bool) -> Option<Sampled> {
         let mut values = Vec::with_capacity(8);
         let mut history = Vec::new();
@@ -202,8 +222,11 @@ impl Grammar {
         let mut reply = outcome.reply.render(rng, &all);
         let key = match intent.split {
             SplitBy::None => None,
-            SplitBy::Question => Some(format!("{}/{}", intent.name, values.join("/"))),
-            SplitBy::Answer => Some(format!("{}/{}/{}", intent.name, values.join("/"), result.as_deref().unwrap_or(&reply))),
+            // a call without slots (cancel it) has nothing to hold out
+            SplitBy::Question if frame.call.as_ref().is_some_and(Template::is_constant) => None,
+            // the call says what was meant, whichever intent or follow-up led to it
+            SplitBy::Question => Some(call.clone().unwrap_or_else(|| format!("{}/{}", intent.name, values.join("/")))),
+            SplitBy::Answer => Some(format!("{}/{}", call.as_deref().unwrap_or(&intent.name), result.as_deref().unwrap_or(&reply))),
         };
         if let (true, true, Some(failure)) = (fail, intent.may_fail, &self.failure)
             && rng.random_bool(failure.share)

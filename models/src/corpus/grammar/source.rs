@@ -34,7 +34,7 @@ pub enum Source {
     /// `text TEMPLATE`: a text made of earlier slots.
     Text(Template),
     /// `plural {n} | ONE | MANY`: the word that goes with the number.
-    Plural { number: Template, one: String, many: String },
+    Plural { number: Template, one: Template, many: Template },
 }
 
 /// One line `NAME = SOURCE` of a grammar.
@@ -128,7 +128,7 @@ impl Slot {
             "plural" => {
                 let parts: Vec<&str> = rest.split('|').map(str::trim).collect();
                 let [number, one, many] = parts[..] else { return Err("expected: plural {n} | ONE | MANY".to_owned()) };
-                Source::Plural { number: template(number)?, one: one.to_owned(), many: many.to_owned() }
+                Source::Plural { number: template(number)?, one: template(one)?, many: template(many)? }
             }
             _ => return Err(format!("{kind:?} is no source; there are list, row, one of, number, ordinal, year, clock, calc, text, plural")),
         };
@@ -156,7 +156,10 @@ impl Slot {
                 numbers::calculate(&expression).unwrap_or_else(|| "failed".to_owned())
             }
             Source::Text(text) => text.render(rng, values),
-            Source::Plural { number, one, many } => if number.render(rng, values) == "one" { one.clone() } else { many.clone() },
+            Source::Plural { number, one, many } => {
+                let chosen = if number.render(rng, values) == "one" { one } else { many };
+                chosen.render(rng, values)
+            }
         };
         if values.len() <= self.first {
             values.resize(self.first + 1, String::new());
@@ -166,7 +169,6 @@ impl Slot {
 
     /// Adds the words it can produce (but for rows: the caller decides which lists are spelled).
     pub fn collect_words(&self, words: &mut BTreeSet<String>) {
-        let mut add = |text: &str| words.extend(text.split(' ').map(str::to_owned));
         match &self.source {
             Source::Row(_) => {}
             Source::OneOf(texts) => texts.iter().for_each(|text| text.collect_words(words)),
@@ -174,9 +176,9 @@ impl Slot {
                 text.collect_words(words);
                 words.extend(numbers::number_words().map(str::to_owned));
             }
-            Source::Plural { one, many, .. } => [one, many].into_iter().for_each(|text| add(text)),
-            Source::Ordinal { .. } => numbers::ordinal_words().for_each(add),
-            Source::Clock { .. } => ["o'clock", "oh"].into_iter().for_each(add),
+            Source::Plural { one, many, .. } => [one, many].into_iter().for_each(|text| text.collect_words(words)),
+            Source::Ordinal { .. } => words.extend(numbers::ordinal_words().map(str::to_owned)),
+            Source::Clock { .. } => words.extend(["o'clock", "oh"].map(str::to_owned)),
             Source::Number { .. } | Source::Year { .. } => {}
         }
     }

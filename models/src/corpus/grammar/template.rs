@@ -104,6 +104,11 @@ impl Template {
         !self.nodes.iter().any(|node| matches!(node, Node::Alternatives(_)))
     }
 
+    /// Whether it has no slots (and is fixed): the same text always.
+    pub fn is_constant(&self) -> bool {
+        self.nodes.iter().all(|node| matches!(node, Node::Word(_)))
+    }
+
     /// Adds the words that are written in it.
     pub fn collect_words(&self, words: &mut BTreeSet<String>) {
         fn walk(nodes: &[Node], words: &mut BTreeSet<String>) {

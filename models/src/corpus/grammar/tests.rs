@@ -1,43 +1,53 @@
 use super::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use std::collections::HashMap;
 use std::path::Path;
 
 fn home() -> Grammar {
-    Grammar::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/grammar/home.toml"))).unwrap()
+    Grammar::home()
 }
 
 #[test]
 fn the_answer_follows_from_the_question() {
     let grammar = home();
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let mut calls: HashMap<(String, Option<Turn>), Option<String>> = HashMap::new();
-    let mut replies: HashMap<(String, Option<Turn>, Option<String>), String> = HashMap::new();
-    for _ in 0..100_000 {
-        let Sampled { turn, history, .. } = grammar.sample(&mut rng, Split::Train);
-        // a question that needs no context must be answered in the same way in any
-        for context in [None, Some(history.last().cloned())] {
-            let Some(context) = context else { continue };
-            let known = calls.entry((turn.question.clone(), context.clone())).or_insert_with(|| turn.call.clone());
-            assert_eq!(*known, turn.call, "{:?} after {context:?}", turn.question);
-            let known = replies.entry((turn.question.clone(), context.clone(), turn.result.clone())).or_insert_with(|| turn.reply.clone());
-            assert_eq!(*known, turn.reply, "{:?} after {context:?}", turn.question);
-        }
-    }
+    assert_eq!(grammar.conflicts(&mut rng, 150_000), Vec::<String>::new());
 }
 
 #[test]
 fn splits_share_no_combination() {
     let grammar = home();
     let mut rng = ChaCha8Rng::seed_from_u64(2);
-    let mut draw = |split| -> BTreeSet<(String, String)> {
+    let mut draw = |split| -> BTreeSet<String> {
         let turns = std::iter::repeat_with(|| grammar.sample(&mut rng, split)).take(30_000);
-        turns.filter(|sampled| sampled.category == "lights").filter_map(|sampled| Some((sampled.turn.call?, sampled.turn.question))).collect()
+        let open = turns.filter(|sampled| ["brightness", "devices", "arithmetic", "conversion", "thermostat"].contains(&sampled.category.as_str()));
+        // a query is known; what the tool found is not
+        open.filter_map(|Sampled { turn, .. }| {
+            let call = turn.call?;
+            let is_query = ["temperature", "thermostat warmer", "thermostat cooler"].iter().any(|query| call.starts_with(query));
+            match turn.result {
+                Some(result) if is_query => (!turn.reply.starts_with("sorry")).then(|| format!("{call} {result}")),
+                _ => Some(call),
+            }
+        })
+        .collect()
     };
-    let calls = |turns: BTreeSet<(String, String)>| -> BTreeSet<String> { turns.into_iter().map(|(call, _)| call).collect() };
-    let (train, dev, test) = (calls(draw(Split::Train)), calls(draw(Split::Dev)), calls(draw(Split::Test)));
-    assert!(!test.is_empty() && train.is_disjoint(&test) && train.is_disjoint(&dev) && dev.is_disjoint(&test), "{test:?}");
+    let (train, dev, test) = (draw(Split::Train), draw(Split::Dev), draw(Split::Test));
+    assert!(test.len() > 500 && dev.len() > 300, "{} {}", test.len(), dev.len());
+    for (a, b) in [(&train, &test), (&train, &dev), (&dev, &test)] {
+        assert_eq!(a.intersection(b).next(), None);
+    }
+}
+
+#[test]
+fn every_category_is_in_every_split() {
+    let grammar = home();
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    for split in [Split::Train, Split::Dev, Split::Test] {
+        let seen: BTreeSet<String> = (0..4_000).map(|_| grammar.sample(&mut rng, split).category).collect();
+        assert_eq!(seen.iter().map(String::as_str).collect::<BTreeSet<_>>(), grammar.categories());
+    }
+    assert!(grammar.words().len() < 950, "{} words", grammar.words().len());
 }
 
 #[test]

@@ -1,0 +1,169 @@
+//! The language model as a whole: it learns a handful of dialogues by heart, generates them, and trains reproducibly.
+
+use burn::tensor::Device;
+
+use crate::corpus::{Grammar, Turn, Vocabulary};
+use crate::train::{CommonArgs, DeviceChoice, Run};
+
+use super::config::{Config, HeadConfig};
+use super::data::{Material, MixConfig, Question};
+use super::fused::Parameters;
+use super::generate::Generator;
+use super::network::{Cache, Network};
+use super::sequence::Spoken;
+use super::train::{Resources, TrainConfig, train};
+
+fn grammar() -> Grammar {
+    Grammar::load(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/grammar/home.toml"))).expect("the shipped grammar")
+}
+
+fn vocabulary() -> Vocabulary {
+    Vocabulary::from_words(&"and bedroom is it kitchen light now okay off on set the turn".split(' ').map(str::to_owned).collect())
+}
+
+fn turn(question: &str, call: Option<&str>, reply: &str) -> Turn {
+    Turn { question: question.into(), call: call.map(Into::into), result: call.map(|_| "okay".into()), reply: reply.into() }
+}
+
+/// A reply whose word number i has 3 + i units, the second word's just a group.
+fn spoken(text: &str) -> Spoken {
+    let units = |i: u16| (0..3 + i).map(move |u| (11 * u + 5 * i) % 30).collect();
+    Spoken { words: text.split(' ').enumerate().map(|(i, word)| (word.into(), units(i as u16))).collect() }
+}
+
+/// Three questions: with a call and a spoken reply, without a call, and one that leans on the turn before.
+fn material() -> Material {
+    let question = |id: u16, turn: Turn, history: Vec<Turn>| Question {
+        id: format!("q{id}"),
+        category: "lights".into(),
+        set: "trained".into(),
+        voice: "test".into(),
+        text: turn.question.clone(),
+        turn: Some(turn),
+        history,
+        units: (0..14 + id).map(|i| (7 * i * (id + 1) + id) % 30).collect(),
+    };
+    let kitchen = turn("turn on the kitchen light", Some("light set kitchen on"), "okay the bo light is on");
+    Material {
+        questions: vec![
+            question(0, kitchen.clone(), vec![]),
+            question(1, turn("is the light on", None, "it is"), vec![]),
+            question(2, turn("and the bedroom", Some("light set bedroom on"), "okay the bedroom light is on"), vec![kitchen]),
+        ],
+        replies: ["okay the bo light is on", "it is", "okay the bedroom light is on"].map(spoken).to_vec(),
+    }
+}
+
+fn config(vocabulary: &Vocabulary) -> TrainConfig {
+    let model = Config {
+        vocab_size: vocabulary.len(),
+        units: 30,
+        group: 4,
+        unit_embedding_size: 12,
+        hidden_size: 48,
+        intermediate_size: 96,
+        num_hidden_layers: 2,
+        head_dim: 12,
+        max_position_embeddings: 96,
+        head: HeadConfig { num_hidden_layers: 1, num_attention_heads: 4, head_dim: 12, intermediate_size: 64 },
+        ..Config::nano(0, 0)
+    };
+    let mut config = TrainConfig::new(model, 3);
+    config.batch = 8;
+    config.optimizer.warmup = 10;
+    config.optimizer.learning_rate = 5e-3;
+    config.mix = MixConfig { question: 0.75, transcribe: 0.0, text: 0.0, say: 0.25, corruption: [0.0, 0.0], shift: false };
+    config
+}
+
+/// Trains in `dir` for `total` steps, or one step at a time.
+fn run(dir: &std::path::Path, config: &TrainConfig, vocabulary: &Vocabulary, material: &Material, total: u64, one: bool) -> Network {
+    let minutes = one.then_some(0.0);
+    let args =
+        CommonArgs { corpus: dir.into(), output: dir.into(), minutes, seed: config.seed, device: DeviceChoice::Cpu, save_every: total };
+    let (grammar, dev) = (grammar(), Material::default());
+    let resources =
+        Resources { vocabulary, grammar: &grammar, train: material, dev: &dev, device: Device::flex(), fused: true, threads: 1 };
+    train(config, &resources, Run::open(dir, config, total, &args).expect("opened")).expect("trained")
+}
+
+fn losses(dir: &std::path::Path) -> Vec<f64> {
+    let log = std::fs::read_to_string(dir.join("log.jsonl")).expect("a log");
+    log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["loss"].as_f64().expect("a loss")).collect()
+}
+
+#[test]
+fn a_few_dialogues_are_learnt_by_heart_and_generated() {
+    let (vocabulary, material) = (vocabulary(), material());
+    let config = config(&vocabulary);
+    let dir = tempfile::tempdir().expect("a folder");
+    let network = run(dir.path(), &config, &vocabulary, &material, 160, false);
+    let last = losses(dir.path())[159];
+    assert!(last < 0.1, "loss {last}");
+    let parameters = Parameters::of(&network, &config.model);
+    let generator = Generator::new(&config.model, &parameters, &vocabulary);
+    for question in &material.questions {
+        let turn = question.turn.as_ref().expect("a turn");
+        let answer = generator.answer(&question.history, &question.units, |_| "okay".into());
+        assert_eq!(answer.transcript, turn.question);
+        assert_eq!(
+            answer.calls.iter().map(|(call, _)| call.as_str()).collect::<Vec<_>>(),
+            turn.call.as_deref().into_iter().collect::<Vec<_>>()
+        );
+        assert_eq!(answer.reply, turn.reply);
+    }
+    let answer = generator.answer(&[], &material.questions[0].units, |_| "okay".into());
+    assert_eq!(answer.words, material.replies[0].words);
+    assert_eq!(generator.say("okay the bo light is on").words, material.replies[0].words);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_losses_and_a_resumed_run_goes_on_exactly() {
+    let (vocabulary, material) = (vocabulary(), material());
+    let mut config = config(&vocabulary);
+    config.mix = MixConfig::default();
+    config.model.vocab_size = vocabulary.len();
+    let dirs = [(); 3].map(|()| tempfile::tempdir().expect("a folder"));
+    run(dirs[0].path(), &config, &vocabulary, &material, 20, false);
+    run(dirs[1].path(), &config, &vocabulary, &material, 20, false);
+    assert_eq!(losses(dirs[0].path()), losses(dirs[1].path()));
+    for _ in 0..3 {
+        run(dirs[2].path(), &config, &vocabulary, &material, 20, true);
+    }
+    run(dirs[2].path(), &config, &vocabulary, &material, 20, false);
+    let (whole, resumed) = (losses(dirs[0].path()), losses(dirs[2].path()));
+    assert_eq!(whole, resumed);
+}
+
+#[test]
+fn generation_reads_as_burns_network_does() {
+    let device = Device::flex();
+    device.seed(9);
+    let vocabulary = vocabulary();
+    let config = config(&vocabulary).model;
+    let network = Network::new(&config, &device);
+    let parameters = Parameters::of(&network, &config);
+    let generator = Generator::new(&config, &parameters, &vocabulary);
+    let units = [3, 4, 5, 6, 7, 8];
+    let (hidden, group) = generator.probe(&units);
+    // <user> [3 4 5 6] [7 8 end end] <transcribe>
+    let ints = |values: Vec<i32>, shape| {
+        burn::tensor::Tensor::<1, burn::tensor::Int>::from_data(burn::tensor::TensorData::new(values, [shape]), &device)
+    };
+    let tokens = network.embed_tokens(ints(vec![1, 2], 2));
+    let groups = network.embed_groups(ints(vec![3, 4, 5, 6, 7, 8, 30, 30], 8).reshape([2, 4]));
+    let mut cache = Cache::default();
+    let d = config.hidden_size;
+    let rows = [tokens.clone().narrow(0, 0, 1), groups.clone().narrow(0, 0, 1), groups.narrow(0, 1, 1), tokens.narrow(0, 1, 1)];
+    let mut last = None;
+    for row in rows {
+        last = Some(network.step(&config, row, &mut cache).1);
+    }
+    let last = last.expect("four steps");
+    let expected = last.clone().reshape([d]).into_data().try_into_vec::<f32>().expect("floats");
+    let error = hidden.iter().zip(&expected).fold(0.0f32, |e, (a, b)| e.max((a - b).abs()));
+    assert!(error < 1e-4, "{error}");
+    let logits = network.unit_logits(last);
+    let best = logits.argmax(2).reshape([4]).into_data().convert::<i32>().try_into_vec::<i32>().expect("indices");
+    assert_eq!(group.iter().map(|unit| i32::from(*unit)).collect::<Vec<_>>(), best);
+}

@@ -1,0 +1,134 @@
+//! The training loop of the group LM.
+
+use anyhow::{Context, Result};
+use burn::optim::GradientsParams;
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+use crate::corpus::{Grammar, Vocabulary};
+use crate::train::checkpoint::{self, Precision};
+use crate::train::{Next, Optimizer, OptimizerConfig, Run};
+
+use super::config::Config;
+use super::data::{Material, MixConfig, Sampler};
+use super::fused::{Parameters, Score, gradients};
+use super::network::Network;
+use super::sequence::{Batch, Composer, Sequence, Task};
+
+/// Everything that decides what a run learns; the number of steps may change when it is resumed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainConfig {
+    pub model: Config,
+    pub mix: MixConfig,
+    pub optimizer: OptimizerConfig,
+    /// Sequences a step.
+    pub batch: usize,
+    /// Weight of the units' cross-entropy beside the text's.
+    pub unit_weight: f32,
+    pub seed: u64,
+}
+
+impl TrainConfig {
+    pub fn new(model: Config, seed: u64) -> Self {
+        let optimizer = OptimizerConfig { learning_rate: 2e-3, weight_decay: 0.05, warmup: 200, ..OptimizerConfig::default() };
+        Self { model, mix: MixConfig::default(), optimizer, batch: 64, unit_weight: 1.0, seed }
+    }
+}
+
+/// What a run needs beside its configuration.
+pub struct Resources<'a> {
+    pub vocabulary: &'a Vocabulary,
+    pub grammar: &'a Grammar,
+    pub train: &'a Material,
+    pub dev: &'a Material,
+    /// Where Burn keeps the weights; gradients come from [`super::fused`] if `fused`, else from Burn on this device.
+    pub device: Device,
+    pub fused: bool,
+    pub threads: usize,
+}
+
+/// Sequences in one pass of the fused gradients: small enough for the caches.
+const SHARD: usize = 16;
+/// Steps between two looks at the dev set.
+const DEV_EVERY: u64 = 100;
+/// Spoken questions in a look at the dev set.
+const DEV_QUESTIONS: usize = 64;
+
+fn sum(scores: &[Score; 4]) -> Score {
+    let mut total = Score::default();
+    scores.iter().for_each(|score| total += *score);
+    total
+}
+
+fn ratio(a: f64, b: usize) -> f64 {
+    if b == 0 { 0.0 } else { a / b as f64 }
+}
+
+/// Teacher-forced accuracy on spoken questions of `material`, undisturbed.
+fn look(config: &TrainConfig, parameters: &Parameters, composer: &Composer<'_>, material: &Material, threads: usize) -> Score {
+    let questions = material.questions.iter().filter_map(|question| Some((question, question.turn.as_ref()?)));
+    let sequences: Vec<Sequence> =
+        questions.take(DEV_QUESTIONS).map(|(question, turn)| composer.question(&question.history, &question.units, turn, None)).collect();
+    let shards: Vec<Batch> = sequences.chunks(SHARD).map(|part| Batch::new(part, config.model.group)).collect();
+    sum(&gradients(&config.model, parameters, &shards, config.unit_weight, threads).scores)
+}
+
+/// Trains until `run`'s last step or deadline; the folder `checkpoint` of the run then holds the network.
+///
+/// # Errors
+/// The run folder cannot be written, or the material lacks what the mixture asks for.
+pub fn train(config: &TrainConfig, resources: &Resources<'_>, mut run: Run) -> Result<Network> {
+    let model = &config.model;
+    let composer =
+        Composer { vocabulary: resources.vocabulary, group: model.group, end_unit: model.end_unit(), transcript: model.transcript };
+    let mut sampler = Sampler::new(model, &config.mix, composer.clone(), resources.train, resources.grammar, config.seed, config.batch)?;
+    let device = resources.device.clone().autodiff();
+    device.seed(config.seed);
+    let network = Network::new(model, &device);
+    let (mut network, mut optimizer, start) = run.resume(network, Optimizer::new(config.optimizer.clone()))?;
+    let total = run.total();
+    for step in start..total {
+        let clock = std::time::Instant::now();
+        let sequences = sampler.batch(step);
+        let mut values: Vec<(String, f64)> = Vec::new();
+        let norm;
+        if resources.fused {
+            let parameters = Parameters::of(&network, model);
+            let shards: Vec<Batch> = sequences.chunks(SHARD).map(|part| Batch::new(part, model.group)).collect();
+            let gradient = gradients(model, &parameters, &shards, config.unit_weight, resources.threads);
+            let all = sum(&gradient.scores);
+            let (text, unit) = (ratio(all.text_loss, all.text), ratio(all.unit_loss, all.units));
+            values.extend([("loss".into(), text + f64::from(config.unit_weight) * unit), ("text".into(), text), ("unit".into(), unit)]);
+            for (task, score) in Task::ALL.iter().zip(&gradient.scores) {
+                if score.text > 0 {
+                    values.push((format!("{}/text", task.name()), ratio(score.text_right as f64, score.text)));
+                }
+                if score.units > 0 {
+                    values.push((format!("{}/unit", task.name()), ratio(score.unit_right as f64, score.units)));
+                }
+            }
+            if (step + 1) % DEV_EVERY == 0 && !resources.dev.questions.is_empty() {
+                let dev = look(config, &parameters, &composer, resources.dev, resources.threads);
+                values.extend([
+                    ("dev/loss".into(), ratio(dev.text_loss, dev.text)),
+                    ("dev/text".into(), ratio(dev.text_right as f64, dev.text)),
+                ]);
+            }
+            let mut burn = GradientsParams::new();
+            gradient.parameters.register(&network, &mut burn, &resources.device);
+            (network, norm) = optimizer.apply(network, burn, step, total);
+        } else {
+            let loss = network.loss(model, &Batch::new(&sequences, model.group), config.unit_weight, &device);
+            values.push(("loss".into(), loss.clone().into_scalar::<f32>().into()));
+            (network, norm) = optimizer.step(network, loss.backward(), step, total);
+        }
+        values.extend([("norm".into(), norm.into()), ("sequences/s".into(), sequences.len() as f64 / clock.elapsed().as_secs_f64())]);
+        let values: Vec<(&str, f64)> = values.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        if run.finish_step(step + 1, &values, &network, &optimizer)? == Next::Stop {
+            break;
+        }
+    }
+    let dir = run.dir().join("checkpoint");
+    checkpoint::save(&dir, model, &network, Precision::F32).with_context(|| format!("while writing the checkpoint {}", dir.display()))?;
+    Ok(network)
+}
