@@ -101,6 +101,10 @@ impl Manifest {
         if frames == 0 || !samples.is_multiple_of(frames) || bins < 2 || (bins - 1) * 2 < samples / frames {
             return Err(stage.wrong(magnitude, format!("frames that divide {samples} samples, with a window no shorter than the hop")));
         }
+        let units = self.stage.decoder.latency_ms * f64::from(self.unit_rate) / 1000.0;
+        if !(0.0..=64.0).contains(&units) || (units - units.round()).abs() > 1e-6 {
+            return Err(value("stage.decoder.latency_ms", self.stage.decoder.latency_ms, "a whole number of units"));
+        }
         Ok(())
     }
 

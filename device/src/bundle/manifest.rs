@@ -69,6 +69,11 @@ impl Manifest {
         (self.sample_rate / self.unit_rate.max(1)) as usize
     }
 
+    /// Units by which the decoder's frames are late: its look-ahead, from `stage.decoder.latency_ms`.
+    pub fn decoder_delay(&self) -> usize {
+        (self.stage.decoder.latency_ms * f64::from(self.unit_rate) / 1000.0).round() as usize
+    }
+
     /// All files but the manifest.
     pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
         std::iter::once(&self.vocabulary).chain(StageName::ALL.into_iter().flat_map(|name| {
@@ -177,7 +182,9 @@ pub struct StageEntry {
     pub precision: String,
     /// What one run takes in: samples (tokenizer), positions (lm, head), units (decoder).
     pub chunk: usize,
-    /// Algorithmic latency in milliseconds: how much later than the end of its own input an output can come.
+    /// Algorithmic latency in milliseconds: the chunk for the tokenizer, 0 for lm and head. For the decoder it says how
+    /// late its frames are and must be a whole number of units (80 for a look-ahead of 2): the runtime drops that many
+    /// units' frames after a reset and feeds as many pad units at the end.
     pub latency_ms: f64,
     /// Initial values of the `state.*` inputs, in their order, as little-endian f32; zeros if there is no file.
     #[serde(default, skip_serializing_if = "Option::is_none")]

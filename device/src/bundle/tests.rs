@@ -103,6 +103,7 @@ fn every_mismatch_is_named() {
     assert!(refuse(&|m| m.stage.tokenizer.inputs.truncate(1)).contains("no input `state.audio`"));
     assert!(refuse(&|m| m.stage.lm.inputs.truncate(4)).contains("no input `cache.*`"));
     assert!(refuse(&|m| m.special_tokens.extend([("<end>".to_owned(), 8)])).contains("special token <end>"));
+    assert!(refuse(&|m| m.stage.decoder.latency_ms = 50.0).contains("stage.decoder.latency_ms = 50"));
     assert!(refuse(&|m| m.unit_rate = 7).contains("unit_rate"));
     assert!(refuse(&|m| m.vocabulary.file = "../x".into()).contains("missing"));
 }

@@ -1,0 +1,107 @@
+//! What runs a graph. The stages know this interface only; tract is one engine behind it.
+//!
+//! A [`Session`] owns the buffers of its inputs and outputs. They are written and read in place and kept from run
+//! to run, so that a cache is never copied: the caller writes one row, the session passes the whole. Inputs and
+//! outputs are counted in the order of the bundle's declaration; [`Session::input`] and [`Session::output`] find
+//! them by name.
+
+pub mod tract;
+
+use std::path::{Path, PathBuf};
+
+use crate::bundle::{DType, StageEntry, TensorEntry};
+
+pub use tract::Tract;
+
+/// Loads graphs.
+pub trait Engine: Send + Sync {
+    /// As in `--engine`.
+    fn name(&self) -> &'static str;
+
+    /// Loads a graph and compares its inputs and outputs with their declaration. Takes tens of milliseconds to
+    /// seconds; all the work on the weights is done here.
+    fn load(&self, path: &Path, declared: &StageEntry) -> Result<Box<dyn Session>, EngineError>;
+}
+
+/// A loaded graph with its buffers. All inputs are zeros at first.
+pub trait Session: Send {
+    /// Inputs in the order of their numbers.
+    fn inputs(&self) -> &[TensorEntry];
+    /// Outputs in the order of their numbers.
+    fn outputs(&self) -> &[TensorEntry];
+
+    /// The number of an input.
+    fn input(&self, name: &str) -> Option<usize> {
+        self.inputs().iter().position(|t| t.name == name)
+    }
+
+    /// The number of an output.
+    fn output(&self, name: &str) -> Option<usize> {
+        self.outputs().iter().position(|t| t.name == name)
+    }
+
+    /// The values of an f32 input, to be written.
+    ///
+    /// # Errors
+    /// [`EngineError::Type`] when the input is of another type.
+    fn f32_input(&mut self, input: usize) -> Result<&mut [f32], EngineError>;
+
+    /// The values of an i64 input, to be written.
+    ///
+    /// # Errors
+    /// [`EngineError::Type`] when the input is of another type.
+    fn i64_input(&mut self, input: usize) -> Result<&mut [i64], EngineError>;
+
+    /// Runs the graph once.
+    fn run(&mut self) -> Result<(), EngineError>;
+
+    /// The values of an f32 output of the last run.
+    ///
+    /// # Errors
+    /// [`EngineError::Type`] when the output is of another type, [`EngineError::NotRun`] before the first run.
+    fn f32_output(&self, output: usize) -> Result<&[f32], EngineError>;
+
+    /// The values of an i64 output of the last run; errors as for [`Session::f32_output`].
+    fn i64_output(&self, output: usize) -> Result<&[i64], EngineError>;
+
+    /// Makes an output of the last run the input of the next, without a copy where the engine can.
+    fn hand_over(&mut self, output: usize, input: usize) -> Result<(), EngineError>;
+
+    /// Copies rows of an output into rows of an input: `count` rows of `row` values, both tensors seen as
+    /// `[heads, rows, row]`; the input's rows are written from `at` on.
+    ///
+    /// This is how a cache grows: in place, one row a step.
+    fn write_rows(&mut self, output: usize, input: usize, at: usize) -> Result<(), EngineError>;
+}
+
+/// Why a graph does not load or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The engine cannot read or optimise the graph: the bundle was made for another engine or version.
+    #[error("{engine} cannot load {}: {message}", path.display())]
+    Load { engine: &'static str, path: PathBuf, message: String },
+    /// The graph is not what `bundle.toml` says: export the bundle again.
+    #[error("{}: {what} `{name}` is {found}, bundle.toml says {expected}", path.display())]
+    Declared { path: PathBuf, what: &'static str, name: String, expected: String, found: String },
+    /// A run failed: a defect of the graph or the engine; report it.
+    #[error("{engine} failed while running: {message}")]
+    Run { engine: &'static str, message: String },
+    /// A tensor was asked for as another type.
+    #[error("`{name}` holds {found}, not {expected}")]
+    Type { name: String, expected: DType, found: DType },
+    /// An output was read before the first run.
+    #[error("`{name}` was read before the first run")]
+    NotRun { name: String },
+    /// No such engine in this program: the message lists those there are.
+    #[error("no engine `{name}`; this program has: {known}")]
+    Unknown { name: String, known: String },
+}
+
+/// The engine of a name: `auto` or `tract`.
+pub fn by_name(name: &str) -> Result<Box<dyn Engine>, EngineError> {
+    match name {
+        "auto" | "tract" => Ok(Box::new(Tract)),
+        _ => Err(EngineError::Unknown { name: name.to_owned(), known: "auto, tract".to_owned() }),
+    }
+}

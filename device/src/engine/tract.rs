@@ -1,0 +1,179 @@
+//! The default engine: tract, pure Rust, on the CPU.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tract_onnx::prelude::*;
+use tract_onnx::tract_hir::internal::{SimpleState, TypedOp};
+
+use super::{Engine, EngineError, Session};
+use crate::bundle::{DType, StageEntry, TensorEntry};
+
+const NAME: &str = "tract";
+
+/// tract 0.23 on one thread.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tract;
+
+impl Engine for Tract {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn load(&self, path: &Path, declared: &StageEntry) -> Result<Box<dyn Session>, EngineError> {
+        let failed = |e: TractError| EngineError::Load { engine: NAME, path: path.to_owned(), message: chain(&e) };
+        let model = tract_onnx::onnx().model_for_path(path).map_err(failed)?;
+        // Names are read here: optimisation renames nodes.
+        let inputs = order(path, "input", &declared.inputs, &names(&model, &model.inputs))?;
+        let outputs = order(path, "output", &declared.outputs, &names(&model, &model.outputs))?;
+        let model = model.into_optimized().map_err(failed)?;
+        for (i, entry) in inputs.iter().enumerate() {
+            same(path, "input", entry, model.input_fact(i).map_err(failed)?)?;
+        }
+        for (i, entry) in outputs.iter().enumerate() {
+            same(path, "output", entry, model.output_fact(i).map_err(failed)?)?;
+        }
+        let state = model.into_runnable().map_err(failed)?.spawn().map_err(failed)?;
+        let mut values = Vec::with_capacity(inputs.len());
+        for entry in &inputs {
+            let zeros = Tensor::zero_aligned_dt(datum(entry.dtype), &entry.shape, 64).map_err(failed)?;
+            values.push(Arc::new(zeros));
+        }
+        Ok(Box::new(TractSession { state, inputs, outputs, values, results: Vec::new() }))
+    }
+}
+
+/// Inputs are `Arc`s that only the session holds between runs, so they are written in place; during a run tract
+/// holds a second reference and therefore never overwrites them.
+struct TractSession {
+    state: SimpleState<TypedFact, Box<dyn TypedOp>>,
+    inputs: Vec<TensorEntry>,
+    outputs: Vec<TensorEntry>,
+    values: Vec<Arc<Tensor>>,
+    results: Vec<Arc<Tensor>>,
+}
+
+impl Session for TractSession {
+    fn inputs(&self) -> &[TensorEntry] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[TensorEntry] {
+        &self.outputs
+    }
+
+    fn f32_input(&mut self, input: usize) -> Result<&mut [f32], EngineError> {
+        let entry = &self.inputs[input];
+        slice_mut(entry, DType::F32, &mut self.values[input])
+    }
+
+    fn i64_input(&mut self, input: usize) -> Result<&mut [i64], EngineError> {
+        let entry = &self.inputs[input];
+        slice_mut(entry, DType::I64, &mut self.values[input])
+    }
+
+    fn run(&mut self) -> Result<(), EngineError> {
+        let inputs: TVec<TValue> = self.values.iter().map(|t| t.clone().into_tvalue()).collect();
+        let outputs = self.state.run(inputs).map_err(|e| EngineError::Run { engine: NAME, message: chain(&e) })?;
+        self.results.clear();
+        self.results.extend(outputs.into_iter().map(IntoArcTensor::into_arc_tensor));
+        Ok(())
+    }
+
+    fn f32_output(&self, output: usize) -> Result<&[f32], EngineError> {
+        slice(&self.outputs[output], DType::F32, self.results.get(output))
+    }
+
+    fn i64_output(&self, output: usize) -> Result<&[i64], EngineError> {
+        slice(&self.outputs[output], DType::I64, self.results.get(output))
+    }
+
+    fn hand_over(&mut self, output: usize, input: usize) -> Result<(), EngineError> {
+        let value = self.results.get(output).ok_or_else(|| EngineError::NotRun { name: self.outputs[output].name.clone() })?;
+        self.values[input] = value.clone();
+        Ok(())
+    }
+
+    fn write_rows(&mut self, output: usize, input: usize, at: usize) -> Result<(), EngineError> {
+        let from = slice::<f32>(&self.outputs[output], DType::F32, self.results.get(output))?;
+        let (new, row) = rows(&self.outputs[output]);
+        let (all, _) = rows(&self.inputs[input]);
+        let to = slice_mut::<f32>(&self.inputs[input], DType::F32, &mut self.values[input])?;
+        for (from, to) in from.chunks_exact(new * row).zip(to.chunks_exact_mut(all * row)) {
+            to[at * row..(at + new) * row].copy_from_slice(from);
+        }
+        Ok(())
+    }
+}
+
+/// Rows and row length of `[heads, rows, row]`.
+fn rows(entry: &TensorEntry) -> (usize, usize) {
+    match entry.shape[..] {
+        [.., rows, row] => (rows, row),
+        _ => (1, entry.elements()),
+    }
+}
+
+fn names(model: &InferenceModel, outlets: &[OutletId]) -> Vec<String> {
+    outlets.iter().map(|o| model.outlet_label(*o).map_or_else(|| model.node(o.node).name.clone(), str::to_owned)).collect()
+}
+
+/// The declaration in the order of the graph.
+fn order(path: &Path, what: &'static str, declared: &[TensorEntry], graph: &[String]) -> Result<Vec<TensorEntry>, EngineError> {
+    let wrong = |name: &str, expected: &str, found: &str| EngineError::Declared {
+        path: path.to_owned(),
+        what,
+        name: name.to_owned(),
+        expected: expected.to_owned(),
+        found: found.to_owned(),
+    };
+    for entry in declared {
+        if !graph.contains(&entry.name) {
+            return Err(wrong(&entry.name, "that it is there", "missing"));
+        }
+    }
+    let find = |name: &String| declared.iter().find(|t| t.name == *name).cloned();
+    graph.iter().map(|name| find(name).ok_or_else(|| wrong(name, "nothing of it", "in the graph"))).collect()
+}
+
+fn same(path: &Path, what: &'static str, declared: &TensorEntry, fact: &TypedFact) -> Result<(), EngineError> {
+    let concrete = fact.shape.as_concrete();
+    if fact.datum_type == datum(declared.dtype) && concrete == Some(&declared.shape[..]) {
+        return Ok(());
+    }
+    Err(EngineError::Declared {
+        path: path.to_owned(),
+        what,
+        name: declared.name.clone(),
+        expected: format!("{} {:?}", declared.dtype, declared.shape),
+        found: format!("{:?} {:?}", fact.datum_type, fact.shape),
+    })
+}
+
+fn datum(dtype: DType) -> DatumType {
+    match dtype {
+        DType::F32 => DatumType::F32,
+        DType::I64 => DatumType::I64,
+    }
+}
+
+fn dtype_error(entry: &TensorEntry, expected: DType) -> EngineError {
+    EngineError::Type { name: entry.name.clone(), expected, found: entry.dtype }
+}
+
+fn slice_mut<'a, T: Datum>(entry: &TensorEntry, dtype: DType, value: &'a mut Arc<Tensor>) -> Result<&'a mut [T], EngineError> {
+    // Shared only where a graph passes an input through unchanged; then, and only then, this copies.
+    let view = Arc::make_mut(value).to_plain_array_view_mut::<T>().map_err(|_| dtype_error(entry, dtype))?;
+    view.into_slice().ok_or_else(|| dtype_error(entry, dtype))
+}
+
+fn slice<'a, T: Datum>(entry: &TensorEntry, dtype: DType, value: Option<&'a Arc<Tensor>>) -> Result<&'a [T], EngineError> {
+    let value = value.ok_or_else(|| EngineError::NotRun { name: entry.name.clone() })?;
+    let plain = value.try_as_plain_ram().map_err(|_| dtype_error(entry, dtype))?;
+    plain.as_slice::<T>().map_err(|_| dtype_error(entry, dtype))
+}
+
+/// An error with its causes on one line.
+fn chain(error: &TractError) -> String {
+    format!("{error:#}").replace('\n', " ")
+}

@@ -1,0 +1,78 @@
+//! Audio → units, in chunks of any length.
+
+use super::{Stage, StageError};
+use crate::bundle::{Bundle, StageName};
+use crate::engine::Engine;
+
+/// The streaming tokenizer. The units do not depend on how the audio is cut into pushes.
+pub struct Tokenizer {
+    stage: Stage,
+    /// Samples that wait for a whole chunk.
+    waiting: Vec<f32>,
+    chunk: usize,
+    samples_per_unit: usize,
+}
+
+impl Tokenizer {
+    /// Loads the tokenizer of a bundle.
+    pub fn open(engine: &dyn Engine, bundle: &Bundle) -> Result<Self, StageError> {
+        let manifest = bundle.manifest();
+        let chunk = manifest.stage.tokenizer.chunk;
+        let stage = Stage::open(engine, bundle, StageName::Tokenizer)?;
+        Ok(Self { stage, waiting: Vec::with_capacity(chunk), chunk, samples_per_unit: manifest.samples_per_unit() })
+    }
+
+    /// Takes in 16 kHz samples and appends the units of all chunks that are now whole.
+    pub fn step(&mut self, mut samples: &[f32], units: &mut Vec<u32>) -> Result<(), StageError> {
+        while !samples.is_empty() {
+            let room = self.chunk - self.waiting.len();
+            let (now, later) = samples.split_at(room.min(samples.len()));
+            self.waiting.extend_from_slice(now);
+            samples = later;
+            if self.waiting.len() == self.chunk {
+                self.run(usize::MAX, units)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the audio: the last chunk is filled with silence, and the units that hold any real sample are appended
+    /// (the last, incomplete one counts). The next [`Tokenizer::step`] begins a new stretch of audio.
+    pub fn flush(&mut self, units: &mut Vec<u32>) -> Result<(), StageError> {
+        if !self.waiting.is_empty() {
+            let count = self.waiting.len().div_ceil(self.samples_per_unit);
+            self.waiting.resize(self.chunk, 0.0);
+            self.run(count, units)?;
+        }
+        self.stage.reset()
+    }
+
+    /// Forgets everything that was heard.
+    pub fn reset(&mut self) -> Result<(), StageError> {
+        self.waiting.clear();
+        self.stage.reset()
+    }
+
+    /// The units of whole audio, from a fresh state.
+    pub fn forward(&mut self, samples: &[f32]) -> Result<Vec<u32>, StageError> {
+        self.reset()?;
+        let mut units = Vec::with_capacity(samples.len() / self.samples_per_unit + 1);
+        self.step(samples, &mut units)?;
+        self.flush(&mut units)?;
+        Ok(units)
+    }
+
+    /// Time and runs since the last call.
+    pub fn take_busy(&mut self) -> (std::time::Duration, u64) {
+        self.stage.take_busy()
+    }
+
+    fn run(&mut self, count: usize, units: &mut Vec<u32>) -> Result<(), StageError> {
+        self.stage.write_f32("audio", &self.waiting)?;
+        self.waiting.clear();
+        self.stage.step()?;
+        let made = self.stage.read_i64("units")?;
+        units.extend(made.iter().take(count).map(|unit| *unit as u32));
+        Ok(())
+    }
+}
