@@ -1,6 +1,27 @@
-//! The runtime of the `sa` speech agent.
+//! The runtime of the `sa` speech agent: it listens, thinks and speaks with a bundle that `sa-export` wrote.
+//!
+//! ```text
+//! bundle ── engine ── stage ── pipeline ── sa-agent
+//!    └ vocabulary        tools ──┘  │
+//!                        audio ─────┘
+//! ```
+//! | module | purpose |
+//! |---|---|
+//! | [`bundle`] | the folder that passes from the exporter to here: types, reader with all checks, writer |
+//! | [`vocabulary`] | text tokens |
+//! | [`engine`] | what runs a graph: a trait, and tract |
+//! | [`stage`] | tokenizer, language model, decoder: one graph and its state each, chunk by chunk |
+//! | [`tools`], [`words`] | calls of the model carried out; numbers and any text as words |
+//! | [`audio`] | devices and WAV files |
+//! | [`pipeline`] | the conversation |
+//!
+//! Nothing here depends on training code.
 
+pub mod audio;
 pub mod bundle;
 pub mod engine;
+pub mod pipeline;
 pub mod stage;
+pub mod tools;
 pub mod vocabulary;
+pub mod words;

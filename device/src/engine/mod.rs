@@ -93,6 +93,9 @@ pub enum EngineError {
     /// An output was read before the first run.
     #[error("`{name}` was read before the first run")]
     NotRun { name: String },
+    /// A named input does not exist or has another size: see the graph's declaration.
+    #[error("input `{name}`: {message}")]
+    Input { name: String, message: String },
     /// No such engine in this program: the message lists those there are.
     #[error("no engine `{name}`; this program has: {known}")]
     Unknown { name: String, known: String },
@@ -104,4 +107,39 @@ pub fn by_name(name: &str) -> Result<Box<dyn Engine>, EngineError> {
         "auto" | "tract" => Ok(Box::new(Tract)),
         _ => Err(EngineError::Unknown { name: name.to_owned(), known: "auto, tract".to_owned() }),
     }
+}
+
+/// Values that go into or come out of a graph.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Values {
+    /// Of an f32 tensor.
+    F32(Vec<f32>),
+    /// Of an i64 tensor.
+    I64(Vec<i64>),
+}
+
+/// Runs a session once on inputs given by name (those not given keep their last values, zeros at first) and returns all
+/// outputs by name. For tests and for the exporter's proofs: it copies everything.
+pub fn run_by_name(session: &mut dyn Session, inputs: &[(&str, Values)]) -> Result<Vec<(String, Values)>, EngineError> {
+    for (name, values) in inputs {
+        let unknown = || EngineError::Input { name: (*name).to_owned(), message: "there is no such input".to_owned() };
+        let number = session.input(name).ok_or_else(unknown)?;
+        let expected = session.inputs()[number].elements();
+        let size = |found: usize| EngineError::Input { name: (*name).to_owned(), message: format!("{found} values for {expected}") };
+        match values {
+            Values::F32(values) if values.len() == expected => session.f32_input(number)?.copy_from_slice(values),
+            Values::I64(values) if values.len() == expected => session.i64_input(number)?.copy_from_slice(values),
+            Values::F32(values) => return Err(size(values.len())),
+            Values::I64(values) => return Err(size(values.len())),
+        }
+    }
+    session.run()?;
+    let read = |(number, entry): (usize, &TensorEntry)| {
+        let values = match entry.dtype {
+            DType::F32 => Values::F32(session.f32_output(number)?.to_vec()),
+            DType::I64 => Values::I64(session.i64_output(number)?.to_vec()),
+        };
+        Ok((entry.name.clone(), values))
+    };
+    session.outputs().iter().enumerate().map(read).collect()
 }

@@ -22,7 +22,7 @@ impl Engine for Tract {
 
     fn load(&self, path: &Path, declared: &StageEntry) -> Result<Box<dyn Session>, EngineError> {
         let failed = |e: TractError| EngineError::Load { engine: NAME, path: path.to_owned(), message: chain(&e) };
-        let model = tract_onnx::onnx().model_for_path(path).map_err(failed)?;
+        let model = onnx().model_for_path(path).map_err(failed)?;
         // Names are read here: optimisation renames nodes.
         let inputs = order(path, "input", &declared.inputs, &names(&model, &model.inputs))?;
         let outputs = order(path, "output", &declared.outputs, &names(&model, &model.outputs))?;

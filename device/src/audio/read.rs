@@ -1,0 +1,192 @@
+//! WAV files of any rate, width and channel count → 16 kHz mono f32.
+
+use std::path::Path;
+
+use hound::{SampleFormat, WavReader};
+use rubato::audioadapter_buffers::direct::InterleavedSlice;
+use rubato::{Async, FixedAsync, Resampler, SincInterpolationParameters, WindowFunction};
+
+use super::{AudioError, SAMPLE_RATE};
+
+/// Rates that are converted.
+const RATES: std::ops::RangeInclusive<u32> = 2_000..=768_000;
+/// Length of the resampling filter, in samples of the lower rate.
+const FILTER: usize = 128;
+
+/// Reads a file whole. Channels are averaged; samples beyond -1..1 are clipped, and what is not a number becomes 0.
+///
+/// # Errors
+/// Nothing is read of a file that lasts longer than `limit` seconds, or that is cut off.
+pub fn read_wav(path: &Path, limit: f64) -> Result<Vec<f32>, AudioError> {
+    let metadata = std::fs::metadata(path).map_err(|source| AudioError::Open { path: path.to_owned(), source })?;
+    if metadata.is_file() && metadata.len() == 0 {
+        return Err(AudioError::Empty { path: path.to_owned() });
+    }
+    let not_wav = |e: hound::Error| match e {
+        hound::Error::IoError(source) if source.kind() != std::io::ErrorKind::UnexpectedEof && source.get_ref().is_none() => {
+            AudioError::Open { path: path.to_owned(), source }
+        }
+        e => AudioError::NotWav { path: path.to_owned(), message: e.to_string() },
+    };
+    let mut reader = WavReader::open(path).map_err(not_wav)?;
+    let spec = reader.spec();
+    let (channels, rate) = (usize::from(spec.channels), spec.sample_rate);
+    if channels == 0 {
+        return Err(AudioError::NotWav { path: path.to_owned(), message: "it has no channels".to_owned() });
+    }
+    if !RATES.contains(&rate) {
+        return Err(AudioError::Rate { path: path.to_owned(), rate });
+    }
+    let width = u64::from(spec.bits_per_sample.div_ceil(8));
+    let expected = u64::from(reader.duration()) * channels as u64 * width;
+    if expected > metadata.len() && metadata.is_file() {
+        // 44 bytes: the smallest header.
+        return Err(AudioError::Truncated { path: path.to_owned(), expected, found: metadata.len().saturating_sub(44) });
+    }
+    let seconds = f64::from(reader.duration()) / f64::from(rate);
+    if seconds > limit {
+        return Err(AudioError::TooLong { path: path.to_owned(), seconds, limit });
+    }
+    let mut mono = Vec::with_capacity(reader.duration() as usize);
+    let damaged = |e: hound::Error| match e {
+        hound::Error::IoError(_) | hound::Error::FormatError(_) => {
+            AudioError::Truncated { path: path.to_owned(), expected, found: metadata.len().saturating_sub(44) }
+        }
+        e => AudioError::NotWav { path: path.to_owned(), message: e.to_string() },
+    };
+    match spec.sample_format {
+        SampleFormat::Float => mix(reader.samples::<f32>(), channels, &mut mono, |x| x),
+        SampleFormat::Int => {
+            let scale = 1.0 / (1u64 << (spec.bits_per_sample.clamp(1, 32) - 1)) as f32;
+            mix(reader.samples::<i32>(), channels, &mut mono, |x| x as f32 * scale)
+        }
+    }
+    .map_err(damaged)?;
+    if mono.is_empty() {
+        return Err(AudioError::NoSamples { path: path.to_owned() });
+    }
+    if rate == SAMPLE_RATE {
+        return Ok(mono);
+    }
+    resample(&mono, rate).map_err(|message| AudioError::NotWav { path: path.to_owned(), message })
+}
+
+fn mix<T>(
+    samples: impl Iterator<Item = hound::Result<T>>,
+    channels: usize,
+    mono: &mut Vec<f32>,
+    convert: impl Fn(T) -> f32,
+) -> hound::Result<()> {
+    let share = 1.0 / channels as f32;
+    let (mut sum, mut channel) = (0.0, 0);
+    for sample in samples {
+        let sample = convert(sample?);
+        sum += if sample.is_finite() { sample.clamp(-1.0, 1.0) } else { 0.0 };
+        channel += 1;
+        if channel == channels {
+            mono.push(sum * share);
+            (sum, channel) = (0.0, 0);
+        }
+    }
+    Ok(())
+}
+
+/// To 16 kHz. The result is as long as the input in time; the filter's delay is taken out.
+fn resample(mono: &[f32], rate: u32) -> Result<Vec<f32>, String> {
+    let ratio = f64::from(SAMPLE_RATE) / f64::from(rate);
+    // The filter is as long in time at any rate above 16 kHz, so that its band limit is as steep.
+    let length = (FILTER as f64 * (1.0 / ratio).max(1.0)).ceil() as usize;
+    let parameters = SincInterpolationParameters::new(length.next_multiple_of(8), WindowFunction::BlackmanHarris2);
+    let mut resampler = Async::<f32>::new_sinc(ratio, 1.0, &parameters, 1024, 1, FixedAsync::Input).map_err(|e| e.to_string())?;
+    let input = InterleavedSlice::new(mono, 1, mono.len()).map_err(|e| e.to_string())?;
+    let mut samples = resampler.process_all(&input, mono.len(), None).map_err(|e| e.to_string())?.take_data();
+    samples.iter_mut().for_each(|x| *x = x.clamp(-1.0, 1.0));
+    Ok(samples)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hound::{WavSpec, WavWriter};
+    use std::f64::consts::TAU;
+    use std::path::PathBuf;
+
+    /// A tone of 440 Hz at half amplitude, as a file of any kind.
+    fn tone(dir: &Path, rate: u32, bits: u16, channels: u16, seconds: f64) -> PathBuf {
+        let path = dir.join(format!("{rate}-{bits}-{channels}.wav"));
+        let sample_format = if bits == 32 { SampleFormat::Float } else { SampleFormat::Int };
+        let spec = WavSpec { channels, sample_rate: rate, bits_per_sample: bits, sample_format };
+        let mut writer = WavWriter::create(&path, spec).expect("writable");
+        for i in 0..(f64::from(rate) * seconds).round() as usize {
+            let value = 0.5 * (TAU * 440.0 * i as f64 / f64::from(rate)).sin();
+            for _ in 0..channels {
+                if bits == 32 {
+                    writer.write_sample(value as f32).expect("writable");
+                } else {
+                    writer.write_sample((value * f64::from((1i32 << (bits - 1)) - 1)) as i32).expect("writable");
+                }
+            }
+        }
+        writer.finalize().expect("writable");
+        path
+    }
+
+    #[test]
+    fn any_rate_width_and_channel_count_gives_the_same_tone() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        for (rate, bits, channels) in
+            [(16_000, 16, 1), (16_000, 32, 2), (8000, 8, 1), (11_025, 16, 1), (22_050, 24, 6), (44_100, 16, 2), (48_000, 32, 1), (96_000, 24, 2)]
+        {
+            let samples = read_wav(&tone(dir.path(), rate, bits, channels, 0.5), 30.0).expect("readable");
+            assert!(samples.len().abs_diff(8000) <= 2, "{rate}: {} samples", samples.len());
+            let error = (1000..7000)
+                .map(|i| f64::from(samples[i]) - 0.5 * (TAU * 440.0 * i as f64 / 16_000.0).sin())
+                .fold(0.0, |worst: f64, e| worst.max(e.abs()));
+            let allowed = if bits == 8 { 0.01 } else { 0.002 };
+            assert!(error < allowed, "{rate} Hz, {bits} bits, {channels} channels: {error}");
+        }
+    }
+
+    #[test]
+    fn bad_files_are_told_apart() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let good = std::fs::read(tone(dir.path(), 16_000, 16, 1, 0.1)).expect("there");
+        let path = dir.path().join("bad.wav");
+        let read = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).expect("writable");
+            read_wav(&path, 30.0).expect_err("must be refused")
+        };
+        assert!(matches!(read(b""), AudioError::Empty { .. }));
+        assert!(matches!(read(b"hello, this is not audio at all, but text"), AudioError::NotWav { .. }));
+        assert!(matches!(read(&good[..20]), AudioError::NotWav { .. }));
+        assert!(matches!(read(&good[..good.len() / 2]), AudioError::Truncated { expected: 3200, .. }));
+        let mut header = good[..44].to_vec();
+        header[40..44].fill(0);
+        assert!(matches!(read(&header), AudioError::NoSamples { .. }));
+        let mut slow = good.clone();
+        slow[24..28].copy_from_slice(&100u32.to_le_bytes());
+        assert!(matches!(read(&slow), AudioError::Rate { rate: 100, .. }));
+        assert!(matches!(read_wav(&dir.path().join("none.wav"), 30.0), Err(AudioError::Open { .. })));
+        assert!(matches!(read_wav(dir.path(), 30.0), Err(AudioError::Open { .. })));
+        // 2 hours by the header; the check comes before any reading.
+        let mut long = good.clone();
+        let bytes = 2 * 3600 * 32_000u32;
+        long[40..44].copy_from_slice(&bytes.to_le_bytes());
+        std::fs::write(&path, &long).expect("writable");
+        std::fs::File::options().write(true).open(&path).and_then(|f| f.set_len(44 + u64::from(bytes))).expect("sparse");
+        assert!(matches!(read_wav(&path, 30.0), Err(AudioError::TooLong { seconds, .. }) if seconds == 7200.0));
+    }
+
+    #[test]
+    fn what_is_not_a_number_becomes_silence() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("nan.wav");
+        let spec = WavSpec { channels: 1, sample_rate: 16_000, bits_per_sample: 32, sample_format: SampleFormat::Float };
+        let mut writer = WavWriter::create(&path, spec).expect("writable");
+        for sample in [f32::NAN, f32::INFINITY, 7.0, -0.25] {
+            writer.write_sample(sample).expect("writable");
+        }
+        writer.finalize().expect("writable");
+        assert_eq!(read_wav(&path, 30.0).expect("readable"), [0.0, 0.0, 1.0, -0.25]);
+    }
+}

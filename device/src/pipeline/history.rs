@@ -1,0 +1,100 @@
+//! What is kept of the turns before: their text, as the model was trained to read it.
+//!
+//! `<transcribe> words <agent> [<call> … <result> …] <text> reply words <end>` for each turn. A turn of speech takes a
+//! hundred positions of the context, its text twenty.
+
+use std::collections::VecDeque;
+
+use super::{Stopped, Turn};
+use crate::vocabulary::{Vocabulary, special};
+
+/// The remembered turns, oldest first, as tokens.
+#[derive(Debug)]
+pub struct History {
+    turns: VecDeque<Vec<u32>>,
+    /// Positions that all turns together may take.
+    budget: usize,
+    most: usize,
+}
+
+impl History {
+    /// At most `most` turns and `budget` positions.
+    pub fn new(budget: usize, most: usize) -> Self {
+        Self { turns: VecDeque::new(), budget, most }
+    }
+
+    /// Appends a turn and forgets the oldest ones where there is no room. True if the turn was added and nothing
+    /// forgotten: the cache then needs only [`History::last`] behind what it held before the turn.
+    pub fn push(&mut self, turn: &Turn, vocabulary: &Vocabulary) -> bool {
+        if turn.transcript.is_empty() || turn.stopped == Stopped::Silence {
+            return false;
+        }
+        let mut tokens = vec![special::TRANSCRIBE];
+        tokens.extend(vocabulary.encode(&turn.transcript));
+        tokens.push(special::AGENT);
+        for call in &turn.calls {
+            tokens.push(special::CALL);
+            tokens.extend(vocabulary.encode(&call.call));
+            tokens.push(special::RESULT);
+            tokens.extend(vocabulary.encode(&call.result));
+        }
+        tokens.push(special::TEXT);
+        tokens.extend(vocabulary.encode(&turn.reply_text));
+        tokens.push(special::END);
+        self.turns.push_back(tokens);
+        let before = self.turns.len();
+        while self.turns.len() > self.most || self.positions() > self.budget {
+            self.turns.pop_front();
+        }
+        self.turns.len() == before
+    }
+
+    /// The newest turn.
+    pub fn last(&self) -> &[u32] {
+        self.turns.back().map_or(&[], Vec::as_slice)
+    }
+
+    /// All turns.
+    pub fn tokens(&self) -> impl Iterator<Item = u32> {
+        self.turns.iter().flatten().copied()
+    }
+
+    /// Positions that all turns take.
+    pub fn positions(&self) -> usize {
+        self.turns.iter().map(Vec::len).sum()
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.turns.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::CallReport;
+    use super::*;
+
+    #[test]
+    fn turns_are_kept_as_text_and_the_oldest_forgotten() {
+        let vocabulary = Vocabulary::from_words(["hello", "light", "ok", "on"]).expect("in order");
+        let turn = Turn {
+            transcript: "light on".into(),
+            reply_text: "ok".into(),
+            calls: vec![CallReport { call: "light on".into(), result: "ok".into(), problem: None }],
+            ..Turn::default()
+        };
+        let mut history = History::new(30, 9);
+        assert!(history.push(&turn, &vocabulary));
+        assert_eq!(vocabulary.decode(history.last()), "<transcribe> light on <agent> <call> light on <result> ok <text> ok <end>");
+        assert_eq!(history.positions(), 12);
+        assert!(history.push(&turn, &vocabulary));
+        assert!(!history.push(&turn, &vocabulary), "36 positions do not fit into 30");
+        assert_eq!(history.positions(), 24);
+        assert!(!history.push(&Turn::default(), &vocabulary), "nothing understood, nothing kept");
+        assert_eq!(history.positions(), 24);
+        let mut none = History::new(30, 0);
+        assert!(!none.push(&turn, &vocabulary));
+        assert_eq!(none.positions(), 0);
+    }
+}

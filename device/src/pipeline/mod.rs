@@ -1,0 +1,292 @@
+//! The conversation: a spoken question in, a spoken answer out, while both go on.
+//!
+//! ```text
+//! device ─20 ms─▶ hear: tokenizer → groups → language model   (while the question is being asked)
+//!                 think: transcript → [call → tool → result]  (when it is over)
+//!                 speak: word → its groups → decoder → device (a word is heard before the next is thought of)
+//!                 remember: the turn as compact text, re-read into the cache (when the answer is over)
+//! ```
+//! - [`Agent`]: the conversation. [`Settings`]: its limits. [`Event`], [`Turn`]: what it reports.
+//! - `hear`, `think`, `speak`: the three parts of a turn. `history`: what is kept of the turns before.
+//! - `voice`: the decoder, here or on a thread of its own.
+//!
+//! The language model writes under a grammar: where only a word or `<agent>` may come, nothing else is considered, and
+//! everything it may repeat has a limit. So a turn always ends, with any weights.
+
+mod event;
+mod gate;
+mod hear;
+mod history;
+mod settings;
+mod speak;
+mod think;
+mod voice;
+
+use std::time::{Duration, Instant};
+
+pub use event::{CallReport, Event, Stopped, Timing, Turn};
+pub use settings::Settings;
+
+use crate::audio::{AudioDevice, AudioError, Capture};
+use crate::bundle::{Bundle, StageName};
+use crate::engine::Engine;
+use crate::stage::{Decoder, Lm, LmInput, StageError, Tokenizer};
+use crate::tools::Tools;
+use crate::vocabulary::{Vocabulary, special};
+use history::History;
+use voice::Voice;
+
+/// Why a turn failed. The agent is ready for the next turn after any of them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// See [`StageError`].
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    /// See [`AudioError`].
+    #[error(transparent)]
+    Audio(#[from] AudioError),
+    /// The decoder's thread is gone; a defect.
+    #[error("the voice stopped")]
+    VoiceStopped,
+}
+
+/// Where events go.
+pub type Listener<'a> = dyn FnMut(&Event) + 'a;
+
+/// A conversation with a bundle.
+pub struct Agent {
+    bundle: Bundle,
+    tokenizer: Tokenizer,
+    lm: Lm,
+    voice: Voice,
+    tools: Tools,
+    history: History,
+    settings: Settings,
+    turn_id: u64,
+}
+
+impl Agent {
+    /// Loads all stages. Afterwards the agent is ready: nothing more is prepared in the first turn.
+    pub fn open(engine: &dyn Engine, bundle: Bundle, tools: Tools, settings: Settings) -> Result<Self, AgentError> {
+        let tokenizer = Tokenizer::open(engine, &bundle)?;
+        let lm = Lm::open(engine, &bundle)?;
+        let decoder = Decoder::open(engine, &bundle)?;
+        let voice = if settings.threads > 1 { Voice::on_thread(decoder) } else { Voice::here(decoder) };
+        let history = History::new(lm.context() / 4, settings.history_turns);
+        Ok(Self { bundle, tokenizer, lm, voice, tools, history, settings, turn_id: 0 })
+    }
+
+    /// The bundle that is running.
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    /// The longest question in seconds: the setting, or less where the model's context is short.
+    pub fn longest_question(&self) -> f64 {
+        let manifest = self.bundle.manifest();
+        let groups = self.lm.context() * 3 / 8;
+        self.settings.question_seconds.min((groups * manifest.group) as f64 / f64::from(manifest.unit_rate))
+    }
+
+    /// Forgets all turns.
+    pub fn forget(&mut self) -> Result<(), AgentError> {
+        self.history.clear();
+        Ok(self.lm.reset()?)
+    }
+
+    /// Hears one question from `capture`, answers it through `device`, and remembers the turn.
+    ///
+    /// A question without sound is reported and not given to the model. Every other outcome is a [`Turn`] too: how the
+    /// answer ended is in [`Turn::stopped`]. An error leaves the agent as it was before the turn.
+    pub fn turn(&mut self, capture: &Capture, device: &mut dyn AudioDevice, listener: &mut Listener) -> Result<Turn, AgentError> {
+        let result = self.try_turn(capture, device, listener);
+        if result.is_err() {
+            device.discard();
+            self.recover()?;
+        }
+        result
+    }
+
+    fn try_turn(&mut self, capture: &Capture, device: &mut dyn AudioDevice, listener: &mut Listener) -> Result<Turn, AgentError> {
+        self.begin();
+        let mut turn = Turn { turn_id: self.turn_id, source: capture.source.clone(), ..Turn::default() };
+        let heard = self.hear(capture)?;
+        let manifest = self.bundle.manifest();
+        turn.question_s = heard.samples as f64 / f64::from(manifest.sample_rate);
+        turn.question_units = heard.units;
+        let mut clock = Clock { end_of_question: heard.last_sample, tools: Duration::ZERO };
+        turn.timing_ms.endpoint = clock.ms();
+        if !heard.loud {
+            turn.stopped = Stopped::Silence;
+            device.discard();
+            listener(&Event::Heard { turn_id: turn.turn_id, transcript: String::new(), silence: true, question_s: turn.question_s });
+            turn.timing_ms.total = clock.ms();
+            self.report(&mut turn, listener);
+            return Ok(turn);
+        }
+        let asked = self.lm.position();
+        if manifest.transcript {
+            self.transcribe(&mut turn, &clock, listener)?;
+        } else {
+            self.lm.step(LmInput::Token(special::AGENT))?;
+        }
+        self.think(&mut turn, &mut clock, listener)?;
+        self.lm.step(LmInput::Token(special::SPEAK))?;
+        self.speak(&mut turn, &clock, device, listener)?;
+        self.finish(&mut turn, &clock, device)?;
+        self.report(&mut turn, listener);
+        if !self.bundle.manifest().transcript {
+            // The history is text: write down what was asked now that nobody waits.
+            self.lm.truncate(asked);
+            turn.transcript = self.write_transcript()?;
+        }
+        self.remember(&turn)?;
+        Ok(turn)
+    }
+
+    /// Answers a typed question in text, and remembers the turn. Nothing is spoken.
+    pub fn ask(&mut self, question: &str, listener: &mut Listener) -> Result<Turn, AgentError> {
+        let result = self.try_ask(question, listener);
+        if result.is_err() {
+            self.recover()?;
+        }
+        result
+    }
+
+    fn try_ask(&mut self, question: &str, listener: &mut Listener) -> Result<Turn, AgentError> {
+        self.begin();
+        let words = crate::words::spoken(question, self.settings.transcript_words);
+        let mut turn = Turn { turn_id: self.turn_id, source: "text".to_owned(), transcript: words, ..Turn::default() };
+        let mut clock = Clock { end_of_question: Instant::now(), tools: Duration::ZERO };
+        self.lm.step(LmInput::Token(special::TRANSCRIBE))?;
+        self.read_words(&turn.transcript)?;
+        self.lm.step(LmInput::Token(special::AGENT))?;
+        self.think(&mut turn, &mut clock, listener)?;
+        self.write_reply(&mut turn, &clock, listener)?;
+        turn.timing_ms.total = clock.ms();
+        turn.timing_ms.tools = ms(clock.tools);
+        self.report(&mut turn, listener);
+        self.remember(&turn)?;
+        Ok(turn)
+    }
+
+    /// Speaks a text, word by word; nothing is remembered.
+    pub fn say(&mut self, text: &str, device: &mut dyn AudioDevice, listener: &mut Listener) -> Result<Turn, AgentError> {
+        let result = self.try_say(text, device, listener);
+        if result.is_err() {
+            device.discard();
+            self.recover()?;
+        }
+        result
+    }
+
+    fn try_say(&mut self, text: &str, device: &mut dyn AudioDevice, listener: &mut Listener) -> Result<Turn, AgentError> {
+        self.begin();
+        let text = crate::words::spoken(text, self.settings.reply_words);
+        let clock = Clock { end_of_question: Instant::now(), tools: Duration::ZERO };
+        let mut turn = Turn { turn_id: self.turn_id, source: "say".to_owned(), ..Turn::default() };
+        // A saying does not belong to the conversation: it has the cache for itself.
+        self.lm.reset()?;
+        self.lm.step(LmInput::Token(special::SAY))?;
+        self.read_words(&text)?;
+        self.lm.step(LmInput::Token(special::SPEAK))?;
+        self.speak(&mut turn, &clock, device, listener)?;
+        self.finish(&mut turn, &clock, device)?;
+        self.report(&mut turn, listener);
+        self.reread()?;
+        Ok(turn)
+    }
+
+    fn begin(&mut self) {
+        self.turn_id += 1;
+        // What was spent between turns belongs to none.
+        self.tokenizer.take_busy();
+        self.lm.take_busy();
+        self.lm.take_head_busy();
+    }
+
+    /// After an error: everything as it was before the turn.
+    fn recover(&mut self) -> Result<(), AgentError> {
+        self.tokenizer.reset()?;
+        self.voice.reset()?;
+        self.reread()
+    }
+
+    fn vocabulary(&self) -> &Vocabulary {
+        self.bundle.vocabulary()
+    }
+
+    /// Reads words into the cache.
+    fn read_words(&mut self, words: &str) -> Result<(), AgentError> {
+        for token in self.bundle.vocabulary().encode(words) {
+            self.lm.step(LmInput::Token(token))?;
+        }
+        Ok(())
+    }
+
+    /// Puts the turn into the history and the history into the cache, as compact text in place of what was heard.
+    fn remember(&mut self, turn: &Turn) -> Result<(), AgentError> {
+        let base = self.history.positions();
+        if !self.history.push(turn, self.bundle.vocabulary()) {
+            return self.reread();
+        }
+        self.lm.truncate(base);
+        for token in self.history.last() {
+            self.lm.step(LmInput::Token(*token))?;
+        }
+        Ok(())
+    }
+
+    /// Reads the whole history anew.
+    fn reread(&mut self) -> Result<(), AgentError> {
+        self.lm.reset()?;
+        for token in self.history.tokens() {
+            self.lm.step(LmInput::Token(token))?;
+        }
+        Ok(())
+    }
+
+    /// The answer is complete.
+    fn finish(&mut self, turn: &mut Turn, clock: &Clock, device: &mut dyn AudioDevice) -> Result<(), AgentError> {
+        turn.timing_ms.total = clock.ms();
+        turn.timing_ms.tools = ms(clock.tools);
+        turn.output = device.finish()?.map(|path| path.display().to_string());
+        Ok(())
+    }
+
+    /// Fills in what each stage took, and tells the listener that the turn is over.
+    fn report(&mut self, turn: &mut Turn, listener: &mut Listener) {
+        let mut busy = Duration::ZERO;
+        let stages = [
+            (StageName::Tokenizer, self.tokenizer.take_busy().0),
+            (StageName::Lm, self.lm.take_busy().0),
+            (StageName::Head, self.lm.take_head_busy().0),
+            (StageName::Decoder, self.voice.take_busy()),
+        ];
+        for (name, time) in stages {
+            busy += time;
+            turn.stages_ms.insert(name.as_str(), ms(time));
+        }
+        let audio = turn.question_s + turn.answer_s;
+        turn.real_time_factor = if audio > 0.0 { busy.as_secs_f64() / audio } else { 0.0 };
+        listener(&Event::Turn(Box::new(turn.clone())));
+    }
+}
+
+/// Measures from the end of the question, without the time that tools took: compute only.
+struct Clock {
+    end_of_question: Instant,
+    tools: Duration,
+}
+
+impl Clock {
+    fn ms(&self) -> f64 {
+        ms(self.end_of_question.elapsed().saturating_sub(self.tools))
+    }
+}
+
+/// Milliseconds, to a hundredth.
+fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e5).round() / 100.0
+}

@@ -1,0 +1,46 @@
+//! The limits of a conversation.
+
+use serde::Deserialize;
+
+/// Limits and choices; all have defaults that suit the nano agent.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Turns that are remembered; older ones are forgotten.
+    pub history_turns: usize,
+    /// Seconds of a question; less where the model's context is short.
+    pub question_seconds: f64,
+    /// Words of a transcript.
+    pub transcript_words: usize,
+    /// Words of a call.
+    pub call_words: usize,
+    /// Calls in one turn.
+    pub calls: usize,
+    /// Words of a reply.
+    pub reply_words: usize,
+    /// Seconds of speech for one word.
+    pub word_seconds: f64,
+    /// Seconds of speech for one reply.
+    pub reply_seconds: f64,
+    /// A question none of whose 20 ms windows reaches this level (dB below full scale) was silence.
+    pub silence_dbfs: f64,
+    /// With 2 or more, the decoder has a thread of its own.
+    pub threads: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            history_turns: 3,
+            question_seconds: 30.0,
+            transcript_words: 48,
+            call_words: 24,
+            calls: 2,
+            reply_words: 48,
+            word_seconds: 2.4,
+            reply_seconds: 30.0,
+            silence_dbfs: -55.0,
+            threads: 1,
+        }
+    }
+}

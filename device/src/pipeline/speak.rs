@@ -1,0 +1,101 @@
+//! The answer: word by word, each word followed by its groups, each group spoken as soon as it is there.
+
+use super::think::Next;
+use super::{Agent, AgentError, Clock, Event, Listener, Stopped, Turn};
+use crate::audio::AudioDevice;
+use crate::stage::LmInput;
+use crate::vocabulary::special;
+
+impl Agent {
+    /// After `<speak>`: speaks until the model ends or a limit is reached.
+    pub(super) fn speak(
+        &mut self,
+        turn: &mut Turn,
+        clock: &Clock,
+        device: &mut dyn AudioDevice,
+        listener: &mut Listener,
+    ) -> Result<(), AgentError> {
+        let rate = f64::from(self.bundle.manifest().unit_rate);
+        let most_units = (self.settings.reply_seconds * rate) as usize;
+        let mut words = Vec::new();
+        loop {
+            let stopped = if turn.units.len() >= most_units { Some(Stopped::Limit) } else { self.stop(&words) };
+            if let Some(stopped) = stopped {
+                turn.stopped = stopped;
+                break;
+            }
+            let Next::Word(tokens) = self.next_word(special::END)? else { break };
+            if words.is_empty() {
+                turn.timing_ms.first_text = clock.ms();
+            }
+            let word = self.vocabulary().decode(&tokens);
+            listener(&Event::Text { turn_id: turn.turn_id, text: word.clone() });
+            words.push(word);
+            self.speak_word(turn, clock, device, listener)?;
+        }
+        turn.reply_text = words.join(" ");
+        self.voice.flush()?;
+        while let Some(samples) = self.voice.wait()? {
+            play(&samples, turn, clock, device, listener)?;
+        }
+        Ok(())
+    }
+
+    /// The groups of the word that was just read.
+    fn speak_word(
+        &mut self,
+        turn: &mut Turn,
+        clock: &Clock,
+        device: &mut dyn AudioDevice,
+        listener: &mut Listener,
+    ) -> Result<(), AgentError> {
+        let size = self.lm.group();
+        let end = self.lm.end_unit();
+        let rate = f64::from(self.bundle.manifest().unit_rate);
+        let most = (self.settings.word_seconds * rate / size as f64).ceil().max(1.0) as usize;
+        let mut group = Vec::with_capacity(size);
+        for n in 0.. {
+            if n == most || self.full() {
+                // The word did not end by itself: end it as training would, so that the model goes on with the next.
+                group.clear();
+            } else {
+                self.lm.next_group(&mut group)?;
+            }
+            let speech = group.iter().position(|unit| *unit == end).unwrap_or(group.len());
+            if speech > 0 {
+                // The voice first: on a thread of its own it speaks while the model reads.
+                self.voice.speak(&group[..speech])?;
+                turn.units.extend_from_slice(&group[..speech]);
+            }
+            let closed = speech < size;
+            // A short group is filled with END units.
+            self.lm.step(LmInput::Group(&group))?;
+            while let Some(samples) = self.voice.ready()? {
+                play(&samples, turn, clock, device, listener)?;
+            }
+            if closed {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn play(
+    samples: &[f32],
+    turn: &mut Turn,
+    clock: &Clock,
+    device: &mut dyn AudioDevice,
+    listener: &mut Listener,
+) -> Result<(), AgentError> {
+    if samples.is_empty() {
+        return Ok(());
+    }
+    if turn.answer_s == 0.0 {
+        turn.timing_ms.first_audio = clock.ms();
+    }
+    device.play(samples)?;
+    turn.answer_s += samples.len() as f64 / f64::from(crate::audio::SAMPLE_RATE);
+    listener(&Event::Speech { turn_id: turn.turn_id, samples: samples.len(), answer_s: turn.answer_s });
+    Ok(())
+}

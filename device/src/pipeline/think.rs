@@ -1,0 +1,170 @@
+//! What the model writes as text: the transcript, calls, replies that are not spoken.
+
+use std::time::Instant;
+
+use super::{Agent, AgentError, CallReport, Clock, Event, Listener, Stopped, Turn};
+use crate::stage::LmInput;
+use crate::vocabulary::special;
+
+/// Letters of a spelled word.
+pub(super) const LETTERS: usize = 24;
+/// Positions that are kept free, so that what follows a full context can still be closed.
+const RESERVE: usize = 4;
+
+/// What came next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// A word, of one token or spelled; it has been read.
+    Word(Vec<u32>),
+    /// One of the tokens that may end the words; it has **not** been read.
+    Ended(u32),
+}
+
+impl Agent {
+    /// The model's transcript, up to `<agent>`, which is read.
+    pub(super) fn transcribe(&mut self, turn: &mut Turn, clock: &Clock, listener: &mut Listener) -> Result<(), AgentError> {
+        turn.transcript = self.write_words(special::AGENT, self.settings.transcript_words)?;
+        self.lm.step(LmInput::Token(special::AGENT))?;
+        turn.timing_ms.transcript = clock.ms();
+        listener(&Event::Heard {
+            turn_id: turn.turn_id,
+            transcript: turn.transcript.clone(),
+            silence: false,
+            question_s: turn.question_s,
+        });
+        Ok(())
+    }
+
+    /// The transcript of a question that was read without one.
+    pub(super) fn write_transcript(&mut self) -> Result<String, AgentError> {
+        if self.full() {
+            return Ok(String::new());
+        }
+        self.lm.step(LmInput::Token(special::TRANSCRIBE))?;
+        self.write_words(special::AGENT, self.settings.transcript_words)
+    }
+
+    /// Calls, carried out; afterwards the model is to reply: the token for that (`<speak>`) has not been read.
+    pub(super) fn think(&mut self, turn: &mut Turn, clock: &mut Clock, listener: &mut Listener) -> Result<(), AgentError> {
+        while turn.calls.len() < self.settings.calls && !self.full() {
+            let next = self.lm.next_token(|t| t == special::CALL || t == special::SPEAK)?;
+            if next != special::CALL {
+                break;
+            }
+            self.lm.step(LmInput::Token(special::CALL))?;
+            let call = self.write_words(special::RESULT, self.settings.call_words)?;
+            listener(&Event::Call { turn_id: turn.turn_id, call: call.clone() });
+            let started = Instant::now();
+            let outcome = self.tools.call(&call);
+            clock.tools += started.elapsed();
+            listener(&Event::Result { turn_id: turn.turn_id, result: outcome.words.clone(), problem: outcome.problem.clone() });
+            self.lm.step(LmInput::Token(special::RESULT))?;
+            for token in self.bundle.vocabulary().encode(&outcome.words) {
+                if self.full() {
+                    break;
+                }
+                self.lm.step(LmInput::Token(token))?;
+            }
+            turn.calls.push(CallReport { call, result: outcome.words, problem: outcome.problem });
+        }
+        Ok(())
+    }
+
+    /// A reply in text: `<text> words <end>`.
+    pub(super) fn write_reply(&mut self, turn: &mut Turn, clock: &Clock, listener: &mut Listener) -> Result<(), AgentError> {
+        self.lm.step(LmInput::Token(special::TEXT))?;
+        let mut words = Vec::new();
+        loop {
+            if let Some(stopped) = self.stop(&words) {
+                turn.stopped = stopped;
+                break;
+            }
+            let Next::Word(tokens) = self.next_word(special::END)? else { break };
+            if words.is_empty() {
+                turn.timing_ms.first_text = clock.ms();
+            }
+            let word = self.vocabulary().decode(&tokens);
+            listener(&Event::Text { turn_id: turn.turn_id, text: word.clone() });
+            words.push(word);
+        }
+        turn.reply_text = words.join(" ");
+        Ok(())
+    }
+
+    /// Is a reply of these words to be ended from outside?
+    pub(super) fn stop(&self, words: &[String]) -> Option<Stopped> {
+        if words.len() >= self.settings.reply_words {
+            Some(Stopped::Limit)
+        } else if circles(words) {
+            Some(Stopped::Repetition)
+        } else if self.full() {
+            Some(Stopped::Context)
+        } else {
+            None
+        }
+    }
+
+    /// Words up to `end` (not read) or to the limit.
+    fn write_words(&mut self, end: u32, limit: usize) -> Result<String, AgentError> {
+        let mut tokens = Vec::new();
+        for _ in 0..limit {
+            if self.full() {
+                break;
+            }
+            match self.next_word(end)? {
+                Next::Word(word) => tokens.extend(word),
+                Next::Ended(_) => break,
+            }
+        }
+        Ok(self.vocabulary().decode(&tokens))
+    }
+
+    /// The model writes a word, or `end`. Nothing else is let through; a spelled word is taken to its end.
+    pub(super) fn next_word(&mut self, end: u32) -> Result<Next, AgentError> {
+        let vocabulary = self.bundle.vocabulary();
+        let mut token = self.lm.next_token(|t| t == end || !(vocabulary.is_special(t) || vocabulary.is_word_end(t)))?;
+        if token == end {
+            return Ok(Next::Ended(end));
+        }
+        let mut word = vec![token];
+        self.lm.step(LmInput::Token(token))?;
+        while vocabulary.is_letter(token) && !self.full() {
+            let long = word.len() >= LETTERS;
+            token = self.lm.next_token(|t| vocabulary.is_word_end(t) || (!long && vocabulary.is_letter(t)))?;
+            word.push(token);
+            self.lm.step(LmInput::Token(token))?;
+        }
+        Ok(Next::Word(word))
+    }
+
+    /// Is there no more room in the context?
+    pub(super) fn full(&self) -> bool {
+        self.lm.position() + RESERVE >= self.lm.context()
+    }
+}
+
+/// Does the text end in the same one to four words over and over?
+fn circles(words: &[String]) -> bool {
+    (1..=4).any(|size| {
+        // Single words are said twice or thrice in earnest ("no no no").
+        let times = if size == 1 { 5 } else { 4 };
+        let Some(start) = words.len().checked_sub(size * times) else { return false };
+        let tail = &words[start..];
+        tail.chunks(size).all(|chunk| chunk == &tail[..size])
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn circles_are_seen() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert!(circles(&words("okay on on on on on")));
+        assert!(circles(&words("well the cat the cat the cat the cat")));
+        assert!(!circles(&words("no no no no")));
+        assert!(!circles(&words("the cat the dog the cat the dog")));
+        assert!(!circles(&[]));
+    }
+}
