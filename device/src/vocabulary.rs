@@ -8,9 +8,8 @@
 use std::collections::HashMap;
 
 /// The special tokens, in the order of their ids.
-pub const SPECIALS: [&str; 10] = [
-    "<pad>", "<user>", "<transcribe>", "<agent>", "<call>", "<result>", "<speak>", "<text>", "<say>", "<end>",
-];
+pub const SPECIALS: [&str; 10] =
+    ["<pad>", "<user>", "<transcribe>", "<agent>", "<call>", "<result>", "<speak>", "<text>", "<say>", "<end>"];
 
 /// The ids of the special tokens (their places in [`SPECIALS`]).
 #[allow(missing_docs)]

@@ -135,9 +135,6 @@ mod tests {
         assert_eq!(device.finish().expect("writable"), Some(answer.clone()));
         assert_eq!(read_wav(&answer, 1.0).expect("a WAV").len(), 100);
         assert!(device.capture().expect("fine").is_none());
-        assert!(matches!(
-            WavDevice::new(vec![question.clone()], vec![question], Pace::Fast, 30.0),
-            Err(AudioError::OutputIsInput { .. })
-        ));
+        assert!(matches!(WavDevice::new(vec![question.clone()], vec![question], Pace::Fast, 30.0), Err(AudioError::OutputIsInput { .. })));
     }
 }

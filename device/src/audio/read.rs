@@ -134,9 +134,16 @@ mod tests {
     #[test]
     fn any_rate_width_and_channel_count_gives_the_same_tone() {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        for (rate, bits, channels) in
-            [(16_000, 16, 1), (16_000, 32, 2), (8000, 8, 1), (11_025, 16, 1), (22_050, 24, 6), (44_100, 16, 2), (48_000, 32, 1), (96_000, 24, 2)]
-        {
+        for (rate, bits, channels) in [
+            (16_000, 16, 1),
+            (16_000, 32, 2),
+            (8000, 8, 1),
+            (11_025, 16, 1),
+            (22_050, 24, 6),
+            (44_100, 16, 2),
+            (48_000, 32, 1),
+            (96_000, 24, 2),
+        ] {
             let samples = read_wav(&tone(dir.path(), rate, bits, channels, 0.5), 30.0).expect("readable");
             assert!(samples.len().abs_diff(8000) <= 2, "{rate}: {} samples", samples.len());
             let error = (1000..7000)

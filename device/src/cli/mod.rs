@@ -16,7 +16,11 @@ use sa_device::stage::StageError;
 
 /// Speaks with a bundle: questions from WAV files, answers into WAV files.
 #[derive(Parser)]
-#[command(name = "sa-agent", version, after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 no such device, 4 bundle invalid, 5 beyond budget.")]
+#[command(
+    name = "sa-agent",
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 no such device, 4 bundle invalid, 5 beyond budget."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

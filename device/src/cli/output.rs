@@ -84,24 +84,24 @@ impl Screen {
 
 /// The answer, and what it took.
 fn answered(out: &mut impl Write, turn: &Turn) -> io::Result<()> {
-        let cut = match turn.stopped {
-            Stopped::Limit | Stopped::Context => " … (cut off: too long)",
-            Stopped::Repetition => " … (cut off: going round in circles)",
-            _ => "",
-        };
-        writeln!(out, "agent  {}{cut}", turn.reply_text)?;
-        let stages: Vec<String> = turn.stages_ms.iter().map(|(stage, ms)| format!("{stage} {ms:.0}")).collect();
-        let speed = if turn.real_time_factor > 0.0 { 1.0 / turn.real_time_factor } else { 0.0 };
-        writeln!(
-            out,
-            "       question {:.1} s, answer {:.1} s; first sound after {:.0} ms; {speed:.0} times real time ({} ms)",
-            turn.question_s,
-            turn.answer_s,
-            turn.timing_ms.first_audio,
-            stages.join(", ")
-        )?;
-        match &turn.output {
-            Some(path) => writeln!(out, "       {path}"),
-            None => Ok(()),
-        }
+    let cut = match turn.stopped {
+        Stopped::Limit | Stopped::Context => " … (cut off: too long)",
+        Stopped::Repetition => " … (cut off: going round in circles)",
+        _ => "",
+    };
+    writeln!(out, "agent  {}{cut}", turn.reply_text)?;
+    let stages: Vec<String> = turn.stages_ms.iter().map(|(stage, ms)| format!("{stage} {ms:.0}")).collect();
+    let speed = if turn.real_time_factor > 0.0 { 1.0 / turn.real_time_factor } else { 0.0 };
+    writeln!(
+        out,
+        "       question {:.1} s, answer {:.1} s; first sound after {:.0} ms; {speed:.0} times real time ({} ms)",
+        turn.question_s,
+        turn.answer_s,
+        turn.timing_ms.first_audio,
+        stages.join(", ")
+    )?;
+    match &turn.output {
+        Some(path) => writeln!(out, "       {path}"),
+        None => Ok(()),
+    }
 }

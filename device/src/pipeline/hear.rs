@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use super::{Agent, AgentError};
 use super::gate::Gate;
+use super::{Agent, AgentError};
 use crate::audio::{AudioError, Capture, Captured};
 use crate::stage::LmInput;
 use crate::vocabulary::special;

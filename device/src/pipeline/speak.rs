@@ -81,13 +81,7 @@ impl Agent {
     }
 }
 
-fn play(
-    samples: &[f32],
-    turn: &mut Turn,
-    clock: &Clock,
-    device: &mut dyn AudioDevice,
-    listener: &mut Listener,
-) -> Result<(), AgentError> {
+fn play(samples: &[f32], turn: &mut Turn, clock: &Clock, device: &mut dyn AudioDevice, listener: &mut Listener) -> Result<(), AgentError> {
     if samples.is_empty() {
         return Ok(());
     }

@@ -26,12 +26,7 @@ impl Agent {
         turn.transcript = self.write_words(special::AGENT, self.settings.transcript_words)?;
         self.lm.step(LmInput::Token(special::AGENT))?;
         turn.timing_ms.transcript = clock.ms();
-        listener(&Event::Heard {
-            turn_id: turn.turn_id,
-            transcript: turn.transcript.clone(),
-            silence: false,
-            question_s: turn.question_s,
-        });
+        listener(&Event::Heard { turn_id: turn.turn_id, transcript: turn.transcript.clone(), silence: false, question_s: turn.question_s });
         Ok(())
     }
 
