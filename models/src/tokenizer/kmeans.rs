@@ -62,7 +62,7 @@ pub fn assign(rows: &[f32], dim: usize, centroids: &[f32], device: &Device) -> (
     let mut result = (Vec::with_capacity(rows.len() / dim), Vec::with_capacity(rows.len() / dim));
     for block in rows.chunks(BLOCK * dim) {
         let x = Tensor::<2>::from_data(TensorData::new(block.to_vec(), [block.len() / dim, dim]), device);
-        let products: Vec<f32> = x.matmul(transposed.clone()).into_data().to_vec().expect("f32 went in");
+        let products: Vec<f32> = x.matmul(transposed.clone()).into_data().try_to_vec().expect("f32 went in");
         let nearest: Vec<(usize, f32)> = products
             .par_chunks(k)
             .zip(block.par_chunks(dim))

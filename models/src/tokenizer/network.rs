@@ -15,11 +15,13 @@
 //!
 //! B: batch, T: frames at 25 Hz, d: width, H: heads, h: head width, C: chunk, S: left context in frames.
 
-use burn::module::{Initializer, Module, Param};
-use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::module::{Module, Param};
+use burn::nn::{LayerNorm, LayerNormConfig, Linear};
 use burn::tensor::activation::{relu, softmax};
 use burn::tensor::module::linear;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use super::config::TokenizerConfig;
 use super::frontend::{FrontEnd, PAST};
@@ -91,47 +93,68 @@ pub struct State {
     pub value: Vec<Tensor<4>>,
     /// 1 where the left context is filled, `[1, S]`.
     pub valid: Tensor<2>,
+    /// Constant; here only so that it is made once.
+    front_end: FrontEnd,
+}
+
+/// Draws initial weights from a generator of its own, so that the seed alone decides them.
+struct Draw<'a> {
+    rng: ChaCha8Rng,
+    device: &'a Device,
+}
+
+impl Draw<'_> {
+    /// Normal values (Box-Muller), `std` wide.
+    fn normal<const D: usize>(&mut self, shape: [usize; D], std: f32) -> Param<Tensor<D>> {
+        let mut value = || {
+            let (radius, angle) = (1.0 - self.rng.random::<f32>(), self.rng.random_range(0.0..std::f32::consts::TAU));
+            std * (-2.0 * radius.ln()).sqrt() * angle.cos()
+        };
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| value()).collect();
+        Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), self.device))
+    }
+
+    /// A product whose outputs are about `gain` times as wide as its inputs; zero bias.
+    fn linear(&mut self, input: usize, output: usize, gain: f32) -> Linear {
+        let bias = Param::from_tensor(Tensor::zeros([output], self.device));
+        Linear { weight: self.normal([input, output], gain / (input as f32).sqrt()), bias: Some(bias) }
+    }
 }
 
 impl TokenizerConfig {
-    /// A new network with random weights (seed the device for reproducible ones).
+    /// A new network with random weights, the same on every call.
     pub fn init(&self, device: &Device) -> Tokenizer {
+        self.init_seeded(0, device)
+    }
+
+    /// A new network with the random weights of `seed`.
+    pub fn init_seeded(&self, seed: u64, device: &Device) -> Tokenizer {
         let d = self.width;
-        // Fan-in scaled weights, zero biases; what adds to the residual stream starts smaller, as in GPT-2.
-        let product = |input: usize, output: usize, gain: f64| {
-            LinearConfig::new(input, output)
-                .with_initializer(Initializer::Normal { mean: 0.0, std: gain / (input as f64).sqrt() })
-                .init(device)
+        let mut draw = Draw { rng: ChaCha8Rng::seed_from_u64(seed), device };
+        // ReLU halves the power, and what adds to the residual stream starts smaller, as in GPT-2.
+        let (relu_gain, residual) = (2f32.sqrt(), 1.0 / (2.0 * self.layers as f32).sqrt());
+        let (stem1, stem2) = (draw.linear(4 * MELS, d, relu_gain), draw.linear(4 * d, d, relu_gain));
+        let mut block = || Block {
+            conv: draw.normal([self.kernel, d], 0.5 / (self.kernel as f32).sqrt()),
+            norm1: LayerNormConfig::new(d).init(device),
+            query: draw.linear(d, d, 1.0),
+            key: Linear { bias: None, ..draw.linear(d, d, 1.0) },
+            value: draw.linear(d, d, 1.0),
+            output: draw.linear(d, d, residual),
+            norm2: LayerNormConfig::new(d).init(device),
+            up: draw.linear(d, self.feed_forward, relu_gain),
+            down: draw.linear(self.feed_forward, d, residual),
         };
-        let residual = 1.0 / (2.0 * self.layers as f64).sqrt();
-        let no_bias = |input: usize, output: usize| {
-            LinearConfig::new(input, output)
-                .with_bias(false)
-                .with_initializer(Initializer::Normal { mean: 0.0, std: 1.0 / (input as f64).sqrt() })
-                .init(device)
-        };
-        let blocks = (0..self.layers)
-            .map(|_| Block {
-                conv: Initializer::Normal { mean: 0.0, std: 0.5 / (self.kernel as f64).sqrt() }.init([self.kernel, d], device),
-                norm1: LayerNormConfig::new(d).init(device),
-                query: product(d, d, 1.0),
-                key: no_bias(d, d),
-                value: product(d, d, 1.0),
-                output: product(d, d, residual),
-                norm2: LayerNormConfig::new(d).init(device),
-                up: product(d, self.feed_forward, 1.4),
-                down: product(self.feed_forward, d, residual),
-            })
-            .collect();
+        let blocks = (0..self.layers).map(|_| block()).collect();
         Tokenizer {
-            stem1: product(4 * MELS, d, 1.4),
-            stem2: product(4 * d, d, 1.4),
-            mask: Initializer::Normal { mean: 0.0, std: 0.3 }.init([d], device),
+            stem1,
+            stem2,
+            mask: draw.normal([d], 0.3),
             blocks,
             norm: LayerNormConfig::new(d).init(device),
-            phone_head: product(d, self.phones, 1.0),
-            unit_head: product(d, self.units, 1.0),
-            centroids: Initializer::Zeros.init([self.units, d], device).no_grad(),
+            phone_head: draw.linear(d, self.phones, 1.0),
+            unit_head: draw.linear(d, self.units, 1.0),
+            centroids: Param::from_tensor(Tensor::zeros([self.units, d], device)).set_require_grad(false),
             heads: self.heads,
             kernel: self.kernel,
             chunk: self.chunk,
@@ -211,6 +234,7 @@ impl Tokenizer {
             key: self.blocks.iter().map(|_| rows()).collect(),
             value: self.blocks.iter().map(|_| rows()).collect(),
             valid: Tensor::zeros([1, context], device),
+            front_end: FrontEnd::new(device),
         }
     }
 
@@ -220,7 +244,7 @@ impl Tokenizer {
         let audio = Tensor::cat(vec![state.audio.clone(), audio], 1); // [1, 240 + 5120]
         let samples = audio.dims()[1];
         state.audio = audio.clone().slice([0..1, samples - PAST..samples]);
-        let mel = FrontEnd::new(&device).forward(audio); // [1, 32, 64]
+        let mel = state.front_end.forward(audio); // [1, 32, 64]
 
         let (x, tail) = strided_conv(&self.stem1, state.stem1.clone(), mel);
         state.stem1 = tail;
@@ -318,4 +342,68 @@ fn strided_conv(weight: &Linear, past: Tensor<3>, x: Tensor<3>) -> (Tensor<3>, T
     let now = pairs.clone().slice([0..b, 1..t + 1, 0..2 * c]);
     let tail = pairs.slice([0..b, t..t + 1, 0..2 * c]).reshape([b, 2, c]);
     (weight.forward(Tensor::cat(vec![before, now], 2)), tail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audio::LogMel;
+    use crate::tokenizer::config::UNIT_SAMPLES;
+
+    /// Streamed and offline run the same products in another order.
+    const CLOSE: f32 = 2e-4;
+
+    pub fn small() -> TokenizerConfig {
+        TokenizerConfig { width: 32, layers: 2, layer: 2, heads: 2, feed_forward: 64, phones: 6, units: 12, ..TokenizerConfig::default() }
+    }
+
+    fn audio(chunks: usize, config: &TokenizerConfig) -> Vec<f32> {
+        let mut rng = ChaCha8Rng::seed_from_u64(9);
+        (0..chunks * config.chunk_samples()).map(|i| 0.2 * (i as f32 * 0.05).sin() + rng.random_range(-0.1..0.1)).collect()
+    }
+
+    fn offline(model: &Tokenizer, audio: &[f32], device: &Device) -> Vec<f32> {
+        let mel = LogMel::default().frames(audio);
+        let frames = mel.len() / MELS;
+        model.features(Tensor::from_data(TensorData::new(mel, [1, frames, MELS]), device)).into_data().try_to_vec().expect("f32")
+    }
+
+    fn streamed(model: &Tokenizer, audio: &[f32], config: &TokenizerConfig, state: &mut State, device: &Device) -> Vec<f32> {
+        let step = |chunk: &[f32]| {
+            let chunk = Tensor::<2>::from_data(TensorData::new(chunk.to_vec(), [1, chunk.len()]), device);
+            model.step(chunk, state).1.into_data().try_to_vec::<f32>().expect("f32")
+        };
+        audio.chunks(config.chunk_samples()).flat_map(step).collect()
+    }
+
+    #[test]
+    fn streaming_gives_the_offline_features_whatever_the_length() {
+        let device = Device::flex();
+        for config in [small(), TokenizerConfig { layer: 1, ..small() }] {
+            let model = config.init(&device);
+            for chunks in [1, 2, 9] {
+                let audio = audio(chunks, &config);
+                let (whole, parts) = (offline(&model, &audio, &device), streamed(&model, &audio, &config, &mut model.initial_state(&device), &device));
+                assert_eq!(whole.len(), audio.len() / UNIT_SAMPLES * config.width);
+                let worst = whole.iter().zip(&parts).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst < CLOSE, "{chunks} chunks: {worst}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_past_beyond_the_context_is_forgotten_and_the_future_unseen() {
+        let device = Device::flex();
+        let config = TokenizerConfig { layers: 1, layer: 1, ..small() };
+        let model = config.init(&device);
+        let plain = audio(10, &config);
+        let mut changed = plain.clone();
+        changed[..1000].fill(0.5);
+        let end = config.chunk_samples();
+        let (a, b) = (offline(&model, &plain, &device), offline(&model, &changed, &device));
+        let frame = 8 * config.chunk * config.width;
+        assert!(a[frame..].iter().zip(&b[frame..]).all(|(a, b)| (a - b).abs() < CLOSE));
+        let shorter = offline(&model, &plain[..2 * end], &device);
+        assert!(a.iter().zip(&shorter).all(|(a, b)| (a - b).abs() < CLOSE));
+    }
 }

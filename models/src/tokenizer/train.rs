@@ -1,7 +1,7 @@
 //! Training of the tokenizer in four stages, each resumable:
 //!
 //! 1. `ctc`: phones by CTC from scratch. Units that carry phones come from here (RECIPE.md).
-//! 2. `units`: k-means on the features of the quantised layer; the frozen network with its codebook becomes the teacher.
+//! 2. `teacher`: k-means on the features of the quantised layer; the frozen network with its codebook becomes the teacher.
 //! 3. `hubert`: masked prediction of the teacher's units (HuBERT, Hsu et al. 2021) together with CTC. Half of the utterances of a
 //!    batch are masked, the other half are whole, as at run time; the teacher hears clean audio, the student augmented.
 //! 4. `checkpoint`: k-means again; the network with its final codebook.
@@ -87,7 +87,7 @@ impl Folders {
     }
     /// Network and first codebook: the teacher of the HuBERT stage.
     pub fn teacher(&self) -> PathBuf {
-        self.0.join("units")
+        self.0.join("teacher")
     }
     /// The result.
     pub fn checkpoint(&self) -> PathBuf {
@@ -108,8 +108,7 @@ pub fn train(config: &TrainConfig, steps: Steps, args: &CommonArgs, train: &dyn 
         CommonArgs { minutes, ..args.clone() }
     };
     let autodiff = device.clone().autodiff();
-    autodiff.seed(config.seed);
-    let fresh = config.network.init(&autodiff);
+    let fresh = config.network.init_seeded(config.seed, &autodiff);
 
     let (model, done) = stage(config, &folders.stage("ctc"), "ctc", steps.ctc, &left(args), fresh, None, (train, dev), device)?;
     if !done {
@@ -223,7 +222,7 @@ fn losses(model: &Tokenizer, batch: &Batch, teacher: Option<&Tokenizer>, config:
     }
     let features = model.encode(x); // [B, T, d]
     let logits = model.phone_logits(features.clone()); // [B, T, phones]
-    let values: Vec<f32> = logits.clone().into_data().to_vec().expect("logits are f32");
+    let values: Vec<f32> = logits.clone().into_data().try_to_vec().expect("logits are f32");
     let ctc = ctc_loss(&values, t, config.network.phones, &batch.lengths, &batch.targets, config.prior_scale);
     let gradient = Tensor::<3>::from_data(TensorData::new(ctc.gradient, [b, t, config.network.phones]), &device);
     let mut surrogate = (logits * gradient).sum();
@@ -237,7 +236,7 @@ fn losses(model: &Tokenizer, batch: &Batch, teacher: Option<&Tokenizer>, config:
         let taught = teacher.features(clean).reshape([b * t, d]).select(0, frames(&plain));
         let labels: Vec<i64> = teacher.quantise(taught).into_data().iter::<i64>().collect();
         let logits = model.unit_head.forward(features.reshape([b * t, d]).select(0, frames(&device))); // [masked, k]
-        let values: Vec<f32> = logits.clone().into_data().to_vec().expect("logits are f32");
+        let values: Vec<f32> = logits.clone().into_data().try_to_vec().expect("logits are f32");
         let (loss, accuracy, gradient) = cross_entropy(&values, config.network.units, &labels, config.masked_weight);
         let gradient = Tensor::<2>::from_data(TensorData::new(gradient, logits.dims()), &device);
         surrogate = surrogate + (logits * gradient).sum();
@@ -286,7 +285,7 @@ fn masked_frames(lengths: &[usize], t: usize, rng: &mut ChaCha8Rng) -> Vec<i64> 
     hidden
 }
 
-fn mel_tensor(batch: &Batch, mel: &[f32], device: &Device) -> Tensor<3> {
+pub(super) fn mel_tensor(batch: &Batch, mel: &[f32], device: &Device) -> Tensor<3> {
     Tensor::from_data(TensorData::new(mel.to_vec(), [batch.size, batch.frames * UNIT_FRAMES, MELS]), device)
 }
 
@@ -312,7 +311,7 @@ fn phone_error(model: &Tokenizer, batches: &[Batch], config: &TrainConfig, devic
     let (mut errors, mut phones) = (0, 0);
     for batch in batches {
         let logits = model.phone_logits(model.forward(mel_tensor(batch, &batch.mel, device)));
-        let logits: Vec<f32> = logits.into_data().to_vec().expect("logits are f32");
+        let logits: Vec<f32> = logits.into_data().try_to_vec().expect("logits are f32");
         for (i, rows) in logits.chunks(batch.frames * classes).enumerate() {
             errors += edit_distance(&greedy(&rows[..batch.lengths[i] * classes], classes), &batch.targets[i]);
             phones += batch.targets[i].len();
@@ -333,7 +332,7 @@ fn add_codebook(config: &TrainConfig, mut model: Tokenizer, train: &dyn Speech, 
     };
     let mut rows: Vec<f32> = Vec::with_capacity(config.kmeans_frames * network.width);
     making.for_each(train, 0..u64::MAX, |_, batch| {
-        let features: Vec<f32> = model.features(mel_tensor(&batch, &batch.mel, device)).into_data().to_vec().expect("features are f32");
+        let features: Vec<f32> = model.features(mel_tensor(&batch, &batch.mel, device)).into_data().try_to_vec().expect("features are f32");
         for (i, frames) in features.chunks(batch.frames * network.width).enumerate() {
             rows.extend_from_slice(&frames[..batch.lengths[i] * network.width]);
         }
@@ -351,4 +350,80 @@ fn add_codebook(config: &TrainConfig, mut model: Tokenizer, train: &dyn Speech, 
     model.centroids = Param::initialized(model.centroids.id, centroids).set_require_grad(false);
     checkpoint::save(dir, network, &model, Precision::F32)?;
     Ok(model)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokenizer::data::tests::Tones;
+    use crate::train::DeviceChoice;
+
+    fn config() -> TrainConfig {
+        let mut config = TrainConfig::new(6, 1);
+        config.network =
+            TokenizerConfig { width: 32, layers: 2, layer: 2, heads: 2, feed_forward: 64, phones: 6, units: 12, ..TokenizerConfig::default() };
+        config.optimizer.warmup = 5;
+        (config.batch_seconds, config.kmeans_frames, config.kmeans_iterations) = (6.0, 300, 4);
+        config
+    }
+
+    fn args(output: &Path, minutes: Option<f64>) -> CommonArgs {
+        CommonArgs { corpus: PathBuf::new(), output: output.to_owned(), minutes, seed: 1, device: DeviceChoice::Cpu, save_every: 1000 }
+    }
+
+    /// CTC loss, and masked loss where there is one, of every step of a stage.
+    fn losses_of(folder: &Path) -> Vec<(f64, Option<f64>)> {
+        let text = std::fs::read_to_string(folder.join("log.jsonl")).expect("a log");
+        text.lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"))
+            .map(|line| (line["ctc"].as_f64().expect("a loss"), line["masked"].as_f64()))
+            .collect()
+    }
+
+    #[test]
+    fn a_run_stopped_at_every_step_equals_an_uninterrupted_one() {
+        let (tones, device) = (Tones::new(40), Device::flex());
+        let (whole, parts) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let steps = Steps { ctc: 6, hubert: 4 };
+        assert!(train(&config(), steps, &args(whole.path(), None), &tones, &tones, &device).expect("trains"));
+        let mut calls = 0;
+        while !train(&config(), steps, &args(parts.path(), Some(0.0)), &tones, &tones, &device).expect("trains") {
+            calls += 1;
+            assert!(calls < 20);
+        }
+        assert!(calls > 5);
+        for stage in ["ctc", "hubert"] {
+            assert_eq!(losses_of(&whole.path().join(stage)), losses_of(&parts.path().join(stage)), "{stage}");
+        }
+        let weights = |dir: &Path| std::fs::read(dir.join("checkpoint/model.safetensors")).expect("a checkpoint");
+        assert!(weights(whole.path()) == weights(parts.path()));
+    }
+
+    #[test]
+    fn a_tiny_set_is_learnt_by_heart() {
+        let (tones, device) = (Tones::new(12), Device::flex());
+        let folder = tempfile::tempdir().expect("a folder");
+        train(&config(), Steps { ctc: 150, hubert: 20 }, &args(folder.path(), None), &tones, &tones, &device).expect("trains");
+        let losses = losses_of(&folder.path().join("ctc"));
+        assert!(losses[149].0 < 0.3 * losses[0].0, "{:?}", losses[149]);
+        let (_, model) = load(&folder.path().join("checkpoint"), &device).expect("a checkpoint");
+        let error = phone_error(&model, &dev_batches(&tones, &config()).expect("batches"), &config(), &device);
+        assert!(error < 0.2, "phone error {error}");
+    }
+
+    #[test]
+    fn the_cross_entropy_gradient_agrees_with_finite_differences() {
+        let logits = [0.3f32, -0.2, 1.0, 0.5, 0.1, -1.0];
+        let labels = [2, 0];
+        let (_, _, gradient) = cross_entropy(&logits, 3, &labels, 1.0);
+        for i in 0..logits.len() {
+            let loss_at = |x: f32| {
+                let mut moved = logits;
+                moved[i] = x;
+                cross_entropy(&moved, 3, &labels, 1.0).0
+            };
+            let numeric = (loss_at(logits[i] + 1e-2) - loss_at(logits[i] - 1e-2)) / 2e-2;
+            assert!((numeric - f64::from(gradient[i])).abs() < 1e-3);
+        }
+    }
 }
