@@ -1,8 +1,173 @@
 //! `sa-align lm`.
 
-#[derive(clap::Args)]
-pub struct Args {}
+use std::path::PathBuf;
 
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+use anyhow::{Context, Result};
+
+use super::config::Config;
+use super::data::Material;
+use super::evaluate::evaluate;
+use super::fused::Parameters;
+use super::generate::Generator;
+use super::network::Network;
+use super::train::{Resources, TrainConfig, train};
+use crate::corpus::{Corpus, Split};
+use crate::tokenizer::UnitStore;
+use crate::train::{CommonArgs, DeviceChoice, Run, checkpoint};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Corpus folder made by `sa-align corpus`
+    #[arg(long, value_name = "DIR")]
+    corpus: PathBuf,
+    /// Units of the corpus, made by `sa-align tokenizer`
+    #[arg(long, value_name = "DIR")]
+    units: PathBuf,
+    /// Run folder; an interrupted run goes on where it stopped
+    #[arg(long, value_name = "DIR", required_unless_present = "evaluate")]
+    output: Option<PathBuf>,
+    /// Steps of the whole run; a run may be resumed with another number (the learning rate follows it)
+    #[arg(long, default_value_t = 3200, value_name = "N")]
+    steps: u64,
+    /// Stop after so many minutes of this call; the next call goes on
+    #[arg(long, value_name = "M")]
+    minutes: Option<f64>,
+    /// Sequences a step
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 2e-3)]
+    lr: f64,
+    /// Seed of weights and batches
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Units in a group, G
+    #[arg(long, default_value_t = 4, value_name = "G")]
+    group: usize,
+    /// Answer at once, without writing down the question first
+    #[arg(long)]
+    no_transcript: bool,
+    /// Shares of the tasks: question, transcribe, text, say
+    #[arg(long, value_delimiter = ',', num_args = 4, default_values_t = [0.4, 0.2, 0.2, 0.2], value_name = "SHARE")]
+    mix: Vec<f64>,
+    /// A JSON file with the whole training configuration, in place of the flags above
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to train: cpu or gpu (gpu needs the cargo feature `gpu`)
+    #[arg(long, default_value = "cpu", env = "SA_DEVICE")]
+    device: DeviceChoice,
+    /// Threads that share a step (the sums' order, and so the last bits, depend on it)
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Steps between two saves
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    save_every: u64,
+    /// Instead of training, answer the test questions with this checkpoint (config.json, model.safetensors)
+    #[arg(long, value_name = "CHECKPOINT")]
+    evaluate: Option<PathBuf>,
+    /// Test questions of these sets: trained, timbre, accent, synthesiser; all by default
+    #[arg(long, value_delimiter = ',', value_name = "SET")]
+    set: Vec<String>,
+    /// Questions of the dev split instead of the test split
+    #[arg(long)]
+    dev: bool,
+    /// At most this many questions of each set
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Ask in text instead of speech
+    #[arg(long)]
+    typed: bool,
+    /// Mistakes to list
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    mistakes: usize,
+    /// Print the report as JSON, with all mistakes
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let corpus = Corpus::open(&args.corpus).with_context(|| format!("while opening the corpus {}", args.corpus.display()))?;
+    let units = UnitStore::open(&args.units).with_context(|| format!("while opening the units {}", args.units.display()))?;
+    let load = |split| {
+        Material::load(&corpus, split, |id| units.question(id).map(<[u16]>::to_vec), |id| units.reply(id).map(<[u16]>::to_vec))
+    };
+    if let Some(checkpoint) = &args.evaluate {
+        return report(&args, checkpoint, &corpus, load(if args.dev { Split::Dev } else { Split::Test }));
+    }
+    let config = match &args.config {
+        Some(path) => {
+            let text = std::fs::read(path).with_context(|| format!("while reading {}", path.display()))?;
+            serde_json::from_slice(&text).with_context(|| format!("while reading {}", path.display()))?
+        }
+        None => {
+            let mut model = Config::nano(corpus.vocabulary().len(), units.k());
+            model.group = args.group;
+            model.transcript = !args.no_transcript;
+            let mut config = TrainConfig::new(model, args.seed);
+            config.batch = args.batch;
+            config.optimizer.learning_rate = args.lr;
+            [config.mix.question, config.mix.transcribe, config.mix.text, config.mix.say] = [args.mix[0], args.mix[1], args.mix[2], args.mix[3]];
+            config
+        }
+    };
+    anyhow::ensure!(
+        config.model.vocab_size == corpus.vocabulary().len() && config.model.units == units.k(),
+        "the configuration has {} tokens and {} units, the corpus {} and {}",
+        config.model.vocab_size,
+        config.model.units,
+        corpus.vocabulary().len(),
+        units.k()
+    );
+    let output = args.output.clone().context("--output is missing")?;
+    let common = CommonArgs {
+        corpus: args.corpus.clone(),
+        output: output.clone(),
+        minutes: args.minutes,
+        seed: args.seed,
+        device: args.device,
+        save_every: args.save_every,
+    };
+    let (material, dev, grammar) = (load(Split::Train), load(Split::Dev), corpus.grammar()?);
+    let resources = Resources {
+        vocabulary: corpus.vocabulary(),
+        grammar: &grammar,
+        train: &material,
+        dev: &dev,
+        device: args.device.device()?,
+        fused: args.device == DeviceChoice::Cpu && !config.model.attention_bias,
+        threads: args.threads,
+    };
+    let run = Run::open(&output, &config, args.steps, &common)?;
+    train(&config, &resources, run)?;
+    eprintln!("the language model is in {}", output.join("checkpoint").display());
+    Ok(())
+}
+
+fn report(args: &Args, dir: &std::path::Path, corpus: &Corpus, material: Material) -> Result<()> {
+    let config: Config = checkpoint::load_config(dir)?;
+    anyhow::ensure!(
+        config.vocab_size == corpus.vocabulary().len(),
+        "the checkpoint has {} text tokens, the corpus {}: they do not belong together",
+        config.vocab_size,
+        corpus.vocabulary().len()
+    );
+    let device = burn::tensor::Device::flex();
+    let network = checkpoint::load_weights(dir, Network::new(&config, &device))?;
+    let parameters = Parameters::of(&network, &config);
+    let generator = Generator::new(&config, &parameters, corpus.vocabulary());
+    let mut seen = std::collections::HashMap::<&str, usize>::new();
+    let questions = material.questions.iter().filter(|question| {
+        let wanted = question.turn.is_some() && (args.set.is_empty() || args.set.contains(&question.set));
+        let count = seen.entry(&question.set).or_default();
+        *count += usize::from(wanted);
+        wanted && args.limit.is_none_or(|limit| *count <= limit)
+    });
+    let report = evaluate(&generator, questions, args.typed);
+    anyhow::ensure!(report.all.questions > 0, "no test question of the sets {:?} has units: run `sa-align tokenizer` on this corpus", args.set);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", report.to_text(args.mistakes));
+    }
+    Ok(())
 }

@@ -10,6 +10,7 @@
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod evaluate;
 pub mod fused;
 pub mod generate;
 pub mod network;

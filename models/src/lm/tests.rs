@@ -167,3 +167,63 @@ fn generation_reads_as_burns_network_does() {
     let best = logits.argmax(2).reshape([4]).into_data().convert::<i32>().try_into_vec::<i32>().expect("indices");
     assert_eq!(group.iter().map(|unit| i32::from(*unit)).collect::<Vec<_>>(), best);
 }
+
+/// `cargo test -p sa-models rehearsal -- --ignored --nocapture`: the nano network on the shipped grammar, with each letter standing
+/// for a few units in place of speech. Shows the pace and whether the mixture learns.
+#[test]
+#[ignore = "minutes; a rehearsal of the real training"]
+fn rehearsal() {
+    use super::evaluate::evaluate;
+    use super::sequence::Task;
+    use crate::corpus::Split;
+    use rand::Rng;
+    let number = |name: &str, default: u64| std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default);
+    let grammar = grammar();
+    let mut rng = crate::train::step_rng(1, 0, 0);
+    let vocabulary = Vocabulary::from_words(grammar.words());
+    let sound = |text: &str, rng: &mut rand_chacha::ChaCha8Rng| -> Vec<u16> {
+        text.bytes().flat_map(|letter| (0..1 + rng.random_range(0..2)).map(|_| (u16::from(letter % 32) * 15 + rng.random_range(0..15)) % 500).collect::<Vec<_>>()).collect()
+    };
+    let mut questions = |split, count| {
+        let drawn = (0..count).map(|i| {
+            let sampled = grammar.sample(&mut rng, split);
+            let units = sound(&sampled.turn.question, &mut rng);
+            let (set, voice, text) = ("trained".into(), "letters".into(), sampled.turn.question.clone());
+            Question { id: format!("q{i}"), category: sampled.category, set, voice, text, turn: Some(sampled.turn), history: sampled.history, units }
+        });
+        drawn.collect::<Vec<_>>()
+    };
+    let mut material = Material { questions: questions(Split::Train, 60_000), replies: vec![] };
+    let dev = Material { questions: questions(Split::Test, 400), replies: vec![] };
+    let mut texts = std::collections::BTreeSet::new();
+    for question in questions(Split::Train, 200_000) {
+        if texts.len() < 5_000 {
+            texts.extend(question.turn.map(|turn| turn.reply));
+        }
+    }
+    let mut rng = crate::train::step_rng(2, 0, 0);
+    material.replies = texts.iter().map(|text| Spoken { words: text.split(' ').map(|word| (word.into(), (0..3 * word.len()).map(|i| (u16::from(word.as_bytes()[i / 3] % 32) * 15 + rng.random_range(0..2)) % 500).collect())).collect() }).collect();
+    let mut config = TrainConfig::new(Config::nano(vocabulary.len(), 500), 1);
+    config.batch = number("BATCH", 64) as usize;
+    config.optimizer.learning_rate = number("LR_MICRO", 2000) as f64 * 1e-6;
+    let composer = super::sequence::Composer { vocabulary: &vocabulary, group: 4, end_unit: 500, transcript: true };
+    let mut sampler = super::data::Sampler::new(&config.model, &config.mix, composer, &material, &grammar, 1, 1_000).expect("a sampler");
+    eprintln!("{} tokens, {} of 60000 questions have a spoken reply", vocabulary.len(), sampler.spoken_questions());
+    let batch = sampler.batch(0);
+    for task in Task::ALL {
+        let lengths = batch.iter().filter(|sequence| sequence.task == task).map(|sequence| sequence.items.len()).collect::<Vec<_>>();
+        eprintln!("{}: {} sequences of {:.1} positions", task.name(), lengths.len(), lengths.iter().sum::<usize>() as f64 / lengths.len() as f64);
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let args = CommonArgs { corpus: dir.path().into(), output: dir.path().into(), minutes: None, seed: 1, device: DeviceChoice::Cpu, save_every: 10_000 };
+    let resources = Resources { vocabulary: &vocabulary, grammar: &grammar, train: &material, dev: &dev, device: Device::flex(), fused: true, threads: number("THREADS", 1) as usize };
+    let steps = number("STEPS", 100);
+    let network = train(&config, &resources, Run::open(dir.path(), &config, steps, &args).expect("opened")).expect("trained");
+    let parameters = Parameters::of(&network, &config.model);
+    let generator = Generator::new(&config.model, &parameters, &vocabulary);
+    for typed in [true, false] {
+        let clock = std::time::Instant::now();
+        let report = evaluate(&generator, &dev.questions[..number("QUESTIONS", 100) as usize], typed);
+        eprintln!("typed {typed}, {:.1} s\n{}", clock.elapsed().as_secs_f64(), report.to_text(10));
+    }
+}
