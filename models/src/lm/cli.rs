@@ -27,13 +27,13 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "evaluate")]
     output: Option<PathBuf>,
     /// Steps of the whole run; a run may be resumed with another number (the learning rate follows it)
-    #[arg(long, default_value_t = 3200, value_name = "N")]
+    #[arg(long, default_value_t = 5000, value_name = "N")]
     steps: u64,
     /// Stop after so many minutes of this call; the next call goes on
     #[arg(long, value_name = "M")]
     minutes: Option<f64>,
     /// Sequences a step
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 40)]
     batch: usize,
     /// Peak learning rate
     #[arg(long, default_value_t = 2e-3)]
@@ -50,6 +50,9 @@ pub struct Args {
     /// Shares of the tasks: question, transcribe, text, say
     #[arg(long, value_delimiter = ',', num_args = 4, default_values_t = [0.4, 0.2, 0.2, 0.2], value_name = "SHARE")]
     mix: Vec<f64>,
+    /// How often a question's reply is trained as speech where it was synthesised
+    #[arg(long, default_value_t = 0.5, value_name = "SHARE")]
+    spoken: f64,
     /// A JSON file with the whole training configuration, in place of the flags above
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -88,9 +91,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let corpus = Corpus::open(&args.corpus).with_context(|| format!("while opening the corpus {}", args.corpus.display()))?;
     let units = UnitStore::open(&args.units).with_context(|| format!("while opening the units {}", args.units.display()))?;
-    let load = |split| {
-        Material::load(&corpus, split, |id| units.question(id).map(<[u16]>::to_vec), |id| units.reply(id).map(<[u16]>::to_vec))
-    };
+    let load = |split| Material::load(&corpus, &units, split);
     if let Some(checkpoint) = &args.evaluate {
         return report(&args, checkpoint, &corpus, load(if args.dev { Split::Dev } else { Split::Test }));
     }
@@ -106,7 +107,9 @@ pub fn run(args: Args) -> Result<()> {
             let mut config = TrainConfig::new(model, args.seed);
             config.batch = args.batch;
             config.optimizer.learning_rate = args.lr;
-            [config.mix.question, config.mix.transcribe, config.mix.text, config.mix.say] = [args.mix[0], args.mix[1], args.mix[2], args.mix[3]];
+            config.mix.spoken = args.spoken;
+            [config.mix.question, config.mix.transcribe, config.mix.text, config.mix.say] =
+                [args.mix[0], args.mix[1], args.mix[2], args.mix[3]];
             config
         }
     };
@@ -163,7 +166,11 @@ fn report(args: &Args, dir: &std::path::Path, corpus: &Corpus, material: Materia
         wanted && args.limit.is_none_or(|limit| *count <= limit)
     });
     let report = evaluate(&generator, questions, args.typed);
-    anyhow::ensure!(report.all.questions > 0, "no test question of the sets {:?} has units: run `sa-align tokenizer` on this corpus", args.set);
+    anyhow::ensure!(
+        report.all.questions > 0,
+        "no test question of the sets {:?} has units: run `sa-align tokenizer` on this corpus",
+        args.set
+    );
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

@@ -12,6 +12,7 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::{Corpus, Grammar, Split, Turn};
+use crate::tokenizer::UnitStore;
 use crate::train::step_rng;
 
 use super::config::Config;
@@ -26,13 +27,16 @@ pub struct MixConfig {
     pub say: f64,
     /// Least and largest share of the user's units that are dropped, doubled or replaced.
     pub corruption: [f64; 2],
+    /// How often a question's reply is given as speech where it was synthesised; as text else. Spoken replies are most of a step's
+    /// work, and the words are learnt from text as well.
+    pub spoken: f64,
     /// Drop up to G - 1 leading units, so that words fall differently into groups.
     pub shift: bool,
 }
 
 impl Default for MixConfig {
     fn default() -> Self {
-        Self { question: 0.40, transcribe: 0.20, text: 0.20, say: 0.20, corruption: [0.02, 0.08], shift: true }
+        Self { question: 0.40, transcribe: 0.20, text: 0.20, say: 0.20, corruption: [0.02, 0.08], spoken: 0.5, shift: true }
     }
 }
 
@@ -48,7 +52,10 @@ pub struct Question {
     /// None where only the transcript is known.
     pub turn: Option<Turn>,
     pub history: Vec<Turn>,
+    /// Units of the clean recording.
     pub units: Vec<u16>,
+    /// Units of the same recording in noise, in a room, through a telephone.
+    pub copies: Vec<Vec<u16>>,
 }
 
 /// The corpus as units.
@@ -59,16 +66,12 @@ pub struct Material {
 }
 
 impl Material {
-    /// The questions and replies of `split`; `question` and `reply` give the units of an id. What has no units is left out.
-    pub fn load(
-        corpus: &Corpus,
-        split: Split,
-        question: impl Fn(&str) -> Option<Vec<u16>>,
-        reply: impl Fn(&str) -> Option<Vec<u16>>,
-    ) -> Self {
+    /// The questions and replies of `split`; what has no units is left out.
+    pub fn load(corpus: &Corpus, units: &UnitStore, split: Split) -> Self {
         let questions = corpus.questions(split).iter().filter_map(|utterance| {
             Some(Question {
-                units: question(&utterance.id)?,
+                units: units.question(&utterance.id)?.to_vec(),
+                copies: (1..=units.copies()).filter_map(|copy| Some(units.question_copy(&utterance.id, copy)?.to_vec())).collect(),
                 id: utterance.id.clone(),
                 category: utterance.category.clone(),
                 set: utterance.set.clone(),
@@ -80,7 +83,7 @@ impl Material {
         });
         let replies = corpus.replies(split).iter().filter_map(|record| {
             let words: Vec<(String, f64)> = record.words.iter().map(|word| (word.word.clone(), word.end)).collect();
-            Spoken::cut(&reply(&record.id)?, &words)
+            Spoken::cut(units.reply(&record.id)?, &words)
         });
         Self { questions: questions.collect(), replies: replies.collect() }
     }
@@ -199,7 +202,12 @@ impl<'a> Sampler<'a> {
         order.1[(number % examples as u64) as usize]
     }
 
-    fn heard(&self, units: &[u16], rng: &mut impl Rng) -> Vec<u16> {
+    /// One of the question's recordings, disturbed.
+    fn heard(&self, question: &Question, rng: &mut impl Rng) -> Vec<u16> {
+        let units = match rng.random_range(0..=question.copies.len()) {
+            0 => &question.units,
+            copy => &question.copies[copy - 1],
+        };
         let mut units = corrupt(units, self.config.units, self.mix.corruption, rng);
         if self.mix.shift {
             let shift = rng.random_range(0..self.config.group).min(units.len());
@@ -216,12 +224,13 @@ impl<'a> Sampler<'a> {
                 let question = &material.questions[self.answered[index]];
                 let turn = question.turn.as_ref().expect("answered questions have a turn");
                 let spoken = self.spoken.get(&turn.reply).map(|reply| &material.replies[*reply]);
-                self.composer.question(&question.history, &self.heard(&question.units, rng), turn, spoken)
+                let spoken = spoken.filter(|_| rng.random_bool(self.mix.spoken));
+                self.composer.question(&question.history, &self.heard(question, rng), turn, spoken)
             }
             Task::Transcribe => {
                 let index = self.index(task, number, material.questions.len());
                 let question = &material.questions[index];
-                self.composer.transcribe(&self.heard(&question.units, rng), &question.text)
+                self.composer.transcribe(&self.heard(question, rng), &question.text)
             }
             Task::Text => {
                 let sampled = self.grammar.sample(rng, Split::Train);

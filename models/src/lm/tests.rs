@@ -41,6 +41,7 @@ fn material() -> Material {
         text: turn.question.clone(),
         turn: Some(turn),
         history,
+        copies: vec![],
         units: (0..14 + id).map(|i| (7 * i * (id + 1) + id) % 30).collect(),
     };
     let kitchen = turn("turn on the kitchen light", Some("light set kitchen on"), "okay the bo light is on");
@@ -72,7 +73,7 @@ fn config(vocabulary: &Vocabulary) -> TrainConfig {
     config.batch = 8;
     config.optimizer.warmup = 10;
     config.optimizer.learning_rate = 5e-3;
-    config.mix = MixConfig { question: 0.75, transcribe: 0.0, text: 0.0, say: 0.25, corruption: [0.0, 0.0], shift: false };
+    config.mix = MixConfig { question: 0.75, transcribe: 0.0, text: 0.0, say: 0.25, corruption: [0.0, 0.0], spoken: 1.0, shift: false };
     config
 }
 
@@ -182,14 +183,28 @@ fn rehearsal() {
     let mut rng = crate::train::step_rng(1, 0, 0);
     let vocabulary = Vocabulary::from_words(grammar.words());
     let sound = |text: &str, rng: &mut rand_chacha::ChaCha8Rng| -> Vec<u16> {
-        text.bytes().flat_map(|letter| (0..1 + rng.random_range(0..2)).map(|_| (u16::from(letter % 32) * 15 + rng.random_range(0..15)) % 500).collect::<Vec<_>>()).collect()
+        text.bytes()
+            .flat_map(|letter| {
+                (0..1 + rng.random_range(0..2)).map(|_| (u16::from(letter % 32) * 15 + rng.random_range(0..15)) % 500).collect::<Vec<_>>()
+            })
+            .collect()
     };
     let mut questions = |split, count| {
         let drawn = (0..count).map(|i| {
             let sampled = grammar.sample(&mut rng, split);
             let units = sound(&sampled.turn.question, &mut rng);
             let (set, voice, text) = ("trained".into(), "letters".into(), sampled.turn.question.clone());
-            Question { id: format!("q{i}"), category: sampled.category, set, voice, text, turn: Some(sampled.turn), history: sampled.history, units }
+            Question {
+                id: format!("q{i}"),
+                category: sampled.category,
+                set,
+                voice,
+                text,
+                turn: Some(sampled.turn),
+                history: sampled.history,
+                copies: vec![],
+                units,
+            }
         });
         drawn.collect::<Vec<_>>()
     };
@@ -202,9 +217,22 @@ fn rehearsal() {
         }
     }
     let mut rng = crate::train::step_rng(2, 0, 0);
-    material.replies = texts.iter().map(|text| Spoken { words: text.split(' ').map(|word| (word.into(), (0..3 * word.len()).map(|i| (u16::from(word.as_bytes()[i / 3] % 32) * 15 + rng.random_range(0..2)) % 500).collect())).collect() }).collect();
+    material.replies = texts
+        .iter()
+        .map(|text| Spoken {
+            words: text
+                .split(' ')
+                .map(|word| {
+                    (
+                        word.into(),
+                        (0..3 * word.len()).map(|i| (u16::from(word.as_bytes()[i / 3] % 32) * 15 + rng.random_range(0..2)) % 500).collect(),
+                    )
+                })
+                .collect(),
+        })
+        .collect();
     let mut config = TrainConfig::new(Config::nano(vocabulary.len(), 500), 1);
-    config.batch = number("BATCH", 64) as usize;
+    config.batch = number("BATCH", 40) as usize;
     config.optimizer.learning_rate = number("LR_MICRO", 2000) as f64 * 1e-6;
     let composer = super::sequence::Composer { vocabulary: &vocabulary, group: 4, end_unit: 500, transcript: true };
     let mut sampler = super::data::Sampler::new(&config.model, &config.mix, composer, &material, &grammar, 1, 1_000).expect("a sampler");
@@ -212,11 +240,31 @@ fn rehearsal() {
     let batch = sampler.batch(0);
     for task in Task::ALL {
         let lengths = batch.iter().filter(|sequence| sequence.task == task).map(|sequence| sequence.items.len()).collect::<Vec<_>>();
-        eprintln!("{}: {} sequences of {:.1} positions", task.name(), lengths.len(), lengths.iter().sum::<usize>() as f64 / lengths.len() as f64);
+        eprintln!(
+            "{}: {} sequences of {:.1} positions",
+            task.name(),
+            lengths.len(),
+            lengths.iter().sum::<usize>() as f64 / lengths.len() as f64
+        );
     }
     let dir = tempfile::tempdir().expect("a folder");
-    let args = CommonArgs { corpus: dir.path().into(), output: dir.path().into(), minutes: None, seed: 1, device: DeviceChoice::Cpu, save_every: 10_000 };
-    let resources = Resources { vocabulary: &vocabulary, grammar: &grammar, train: &material, dev: &dev, device: Device::flex(), fused: true, threads: number("THREADS", 1) as usize };
+    let args = CommonArgs {
+        corpus: dir.path().into(),
+        output: dir.path().into(),
+        minutes: None,
+        seed: 1,
+        device: DeviceChoice::Cpu,
+        save_every: 10_000,
+    };
+    let resources = Resources {
+        vocabulary: &vocabulary,
+        grammar: &grammar,
+        train: &material,
+        dev: &dev,
+        device: Device::flex(),
+        fused: true,
+        threads: number("THREADS", 1) as usize,
+    };
     let steps = number("STEPS", 100);
     let network = train(&config, &resources, Run::open(dir.path(), &config, steps, &args).expect("opened")).expect("trained");
     let parameters = Parameters::of(&network, &config.model);
