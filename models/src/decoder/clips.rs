@@ -144,7 +144,7 @@ mod tests {
             id: "a".into(),
             text: String::new(),
             units: (0..length).map(|i| ((i * 7) % config.units) as u16).collect(),
-            audio: (0..samples).map(|i| (i as f32 * 0.3).sin().mul_add(8000.0, 0.0) as i16).collect(),
+            audio: (0..samples).map(|i| ((i as f32 * 0.3).sin() * 8000.0) as i16).collect(),
         }
     }
 
@@ -152,7 +152,6 @@ mod tests {
     #[test]
     fn a_crop_sounds_as_the_same_place_of_the_whole() {
         let device = Device::flex();
-        device.seed(1);
         let config = tiny();
         let network = Decoder::new(&config, &device);
         let synthesis = Synthesis::new(&config);

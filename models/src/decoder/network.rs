@@ -16,9 +16,11 @@
 use std::ops::Range;
 
 use burn::module::{Module, Param};
-use burn::nn::{Initializer, Linear, LinearConfig};
+use burn::nn::Linear;
 use burn::tensor::activation::gelu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use super::config::DecoderConfig;
 
@@ -33,11 +35,34 @@ pub struct Norm {
     pub bias: Param<Tensor<1>>,
 }
 
-impl Norm {
-    fn new(dimension: usize, device: &Device) -> Self {
-        Norm { weight: Initializer::Ones.init([dimension], device), bias: Initializer::Zeros.init([dimension], device) }
+/// Draws initial weights from a generator of its own: the seed alone decides them, whatever else runs.
+struct Draw<'a> {
+    rng: ChaCha8Rng,
+    device: &'a Device,
+}
+
+impl Draw<'_> {
+    fn uniform<const D: usize>(&mut self, shape: [usize; D], bound: f32) -> Param<Tensor<D>> {
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| self.rng.random_range(-bound..=bound)).collect();
+        Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), self.device))
     }
 
+    fn constant(&self, length: usize, value: f32) -> Param<Tensor<1>> {
+        Param::from_tensor(Tensor::full([length], value, self.device))
+    }
+
+    /// PyTorch's initialisation: weights and biases uniform within `1 / sqrt(input)`.
+    fn linear(&mut self, input: usize, output: usize) -> Linear {
+        let bound = 1.0 / (input as f32).sqrt();
+        Linear { weight: self.uniform([input, output], bound), bias: Some(self.uniform([output], bound)) }
+    }
+
+    fn norm(&self, dimension: usize) -> Norm {
+        Norm { weight: self.constant(dimension, 1.0), bias: self.constant(dimension, 0.0) }
+    }
+}
+
+impl Norm {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         burn::tensor::module::layer_norm(x, self.weight.val(), Some(self.bias.val()), NORM_EPSILON)
     }
@@ -64,17 +89,16 @@ pub struct Block {
 }
 
 impl Block {
-    fn new(config: &DecoderConfig, kernel: usize, look_ahead: usize, device: &Device) -> Self {
+    fn new(config: &DecoderConfig, kernel: usize, look_ahead: usize, draw: &mut Draw) -> Self {
         let d = config.dimension;
-        let bound = 1.0 / (kernel as f64).sqrt();
         let layers = config.unit_blocks + config.frame_blocks;
         Block {
-            depthwise_weight: Initializer::Uniform { min: -bound, max: bound }.init([kernel, d], device),
-            depthwise_bias: Initializer::Zeros.init([d], device),
-            norm: Norm::new(d, device),
-            expand: LinearConfig::new(d, config.feed_forward).init(device),
-            contract: LinearConfig::new(config.feed_forward, d).init(device),
-            scale: Initializer::Constant { value: 1.0 / layers as f64 }.init([d], device),
+            depthwise_weight: draw.uniform([kernel, d], 1.0 / (kernel as f32).sqrt()),
+            depthwise_bias: draw.constant(d, 0.0),
+            norm: draw.norm(d),
+            expand: draw.linear(d, config.feed_forward),
+            contract: draw.linear(config.feed_forward, d),
+            scale: draw.constant(d, 1.0 / layers as f32),
             look_ahead,
         }
     }
@@ -131,24 +155,31 @@ pub struct DecoderState {
 }
 
 impl Decoder {
-    /// A network with fresh weights, drawn from the device's seeded generator.
+    /// A network with random weights, the same on every call.
     ///
     /// # Panics
     /// When the sizes do not pass [`DecoderConfig::check`].
     pub fn new(config: &DecoderConfig, device: &Device) -> Self {
+        Self::seeded(config, 0, device)
+    }
+
+    /// A network with the random weights of `seed`.
+    ///
+    /// # Panics
+    /// When the sizes do not pass [`DecoderConfig::check`].
+    pub fn seeded(config: &DecoderConfig, seed: u64, device: &Device) -> Self {
         config.check().expect("sizes were checked when they were read");
+        let draw = &mut Draw { rng: ChaCha8Rng::seed_from_u64(seed), device };
         let d = config.dimension;
-        let head = LinearConfig::new(d, config.head_width()).init(device);
+        let ahead = |i| if i == 0 { config.look_ahead } else { 0 };
         Decoder {
-            embedding: Initializer::Normal { mean: 0.0, std: 1.0 }.init([config.units + 1, d], device),
-            norm: Norm::new(d, device),
-            unit_blocks: (0..config.unit_blocks)
-                .map(|i| Block::new(config, config.unit_kernel, if i == 0 { config.look_ahead } else { 0 }, device))
-                .collect(),
-            upsample: LinearConfig::new(d, config.upsampling * d).init(device),
-            frame_blocks: (0..config.frame_blocks).map(|_| Block::new(config, config.frame_kernel, 0, device)).collect(),
-            final_norm: Norm::new(d, device),
-            head,
+            embedding: draw.uniform([config.units + 1, d], 3f32.sqrt()), // unit variance; a norm follows
+            norm: draw.norm(d),
+            unit_blocks: (0..config.unit_blocks).map(|i| Block::new(config, config.unit_kernel, ahead(i), draw)).collect(),
+            upsample: draw.linear(d, config.upsampling * d),
+            frame_blocks: (0..config.frame_blocks).map(|_| Block::new(config, config.frame_kernel, 0, draw)).collect(),
+            final_norm: draw.norm(d),
+            head: draw.linear(d, config.head_width()),
             config: config.clone(),
         }
     }
@@ -258,7 +289,6 @@ pub(super) mod tests {
     #[test]
     fn streaming_equals_offline_for_any_chunk() {
         let device = Device::flex();
-        device.seed(1);
         let config = tiny();
         let network = Decoder::new(&config, &device);
         let units: Vec<usize> = (0..24).map(|i| (i * 7 + 3) % config.units).collect();
@@ -283,7 +313,6 @@ pub(super) mod tests {
     #[test]
     fn more_padding_before_an_utterance_changes_nothing() {
         let device = Device::flex();
-        device.seed(2);
         let network = Decoder::new(&tiny(), &device);
         let fresh = network.initial_state(1);
         let mut padded = network.initial_state(1);

@@ -51,9 +51,8 @@ pub struct Pair {
 }
 
 impl Pair {
-    fn new(config: &DecoderConfig, device: &Device) -> Self {
-        let pair = Pair { network: Decoder::new(config, device), average: Decoder::new(config, device) };
-        pair.update_average(0.0)
+    fn new(config: &DecoderConfig, seed: u64, device: &Device) -> Self {
+        Pair { network: Decoder::seeded(config, seed, device), average: Decoder::seeded(config, seed, device) }
     }
 
     /// `average = decay * average + (1 - decay) * network`.
@@ -87,8 +86,7 @@ impl ModuleMapper for Blend {
         param.map(|old| {
             let shape = old.dims();
             let new = new.reshape(shape);
-            let blended = if decay == 0.0 { new } else { old.inner().mul_scalar(decay) + new.mul_scalar(1.0 - decay) };
-            Tensor::from_inner(blended)
+            Tensor::from_inner(old.inner().mul_scalar(decay) + new.mul_scalar(1.0 - decay))
         })
     }
 }
@@ -108,12 +106,7 @@ impl Trainer {
     pub fn new(config: TrainConfig, device: Device) -> Self {
         Trainer {
             geometry: Geometry::new(&config.model, config.crop),
-            cropping: Cropping {
-                units: config.crop,
-                at_start: config.at_start,
-                at_end: config.at_end,
-                corruption: config.corruption,
-            },
+            cropping: Cropping { units: config.crop, at_start: config.at_start, at_end: config.at_end, corruption: config.corruption },
             synthesis: Synthesis::new(&config.model),
             loss: SpectralLoss::new(&config.resolutions, config.mel_weight),
             device: device.autodiff(),
@@ -123,8 +116,7 @@ impl Trainer {
 
     /// Fresh weights, from the run's seed.
     pub fn weights(&self) -> Pair {
-        self.device.seed(self.config.seed);
-        Pair::new(&self.config.model, &self.device)
+        Pair::new(&self.config.model, self.config.seed, &self.device)
     }
 
     /// A fresh optimiser.
