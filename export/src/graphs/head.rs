@@ -1,0 +1,64 @@
+//! head.onnx: the hidden state before a group to the logits of its G units (the GroupModel).
+
+use sa_device::bundle::StageName;
+use sa_models::lm::Config;
+
+use super::StageGraph;
+use super::transformer::{Sizes, block};
+use crate::onnx::{DataType, Graph, Precision, Value};
+use crate::weights::{Weights, WeightsError};
+
+/// Draws the graph.
+pub fn draw(config: &Config, weights: &Weights, precision: Precision) -> Result<StageGraph, WeightsError> {
+    let (d, group, outputs) = (config.hidden_size, config.group, config.units + 1);
+    let mut graph = Graph::new(
+        "head",
+        "GroupModel: the hidden state joined by G learnt queries through a small encoder; unit logits of one group.",
+    );
+    let g = &mut graph;
+    let hidden = g.input("hidden", DataType::F32, &[1, d]);
+    let input = weights.tensor("head.input.weight", &[d, d])?;
+    let queries = weights.tensor("head.queries", &[group, d])?;
+    let state = g.scope("head.input", |g| g.linear(&hidden, &input, None, precision));
+    let queries = g.constant_f32("head.queries", &[group, d], &queries);
+    let mut x = g.concat(&[&state, &queries], 0); // [1 + G, d]
+
+    let sizes = Sizes {
+        width: d,
+        heads: config.head.num_attention_heads,
+        kv_heads: config.head.num_attention_heads,
+        head_dim: config.head.head_dim,
+        hidden: config.head.intermediate_size,
+        bias: false,
+        epsilon: config.rms_norm_eps as f32,
+    };
+    for i in 0..config.head.num_hidden_layers {
+        x = block(g, weights, &format!("head.layers.{i}"), sizes, &x, precision, |g, qkv| attend(g, sizes, qkv))?;
+    }
+    let x = g.slice(&x, 0, 1, 1 + group);
+    let weight = weights.tensor("head.norm.weight", &[d])?;
+    let output = weights.tensor("head.output.weight", &[outputs, d])?;
+    let x = g.scope("head.norm", |g| g.rms_norm(&x, &weight, config.rms_norm_eps as f32));
+    let logits = g.scope("head.output", |g| g.linear(&x, &output, None, precision)); // [G, k + 1]
+    let logits = g.reshape(&logits, &[1, group, outputs]);
+    g.output("unit_logits", &logits);
+    Ok(StageGraph::new(StageName::Head, graph, precision, 1, 0.0))
+}
+
+/// Attention of all positions to all, without positions: `[n, 3 H dh]` to `[n, H dh]`.
+fn attend(graph: &mut Graph, sizes: Sizes, qkv: &Value) -> Value {
+    let Sizes { heads, head_dim: dh, .. } = sizes;
+    let n = qkv.shape()[0];
+    let split = |g: &mut Graph, part: usize| {
+        let rows = g.slice(qkv, 1, part * heads * dh, (part + 1) * heads * dh);
+        let rows = g.reshape(&rows, &[n, heads, dh]);
+        g.transpose(&rows, &[1, 0, 2]) // [H, n, dh]
+    };
+    let (q, k, v) = (split(graph, 0), split(graph, 1), split(graph, 2));
+    let k = graph.transpose(&k, &[0, 2, 1]);
+    let scores = graph.matmul(&q, &k);
+    let shares = graph.softmax(&scores);
+    let mixed = graph.matmul(&shares, &v);
+    let mixed = graph.transpose(&mixed, &[1, 0, 2]);
+    graph.reshape(&mixed, &[n, heads * dh])
+}

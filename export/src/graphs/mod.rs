@@ -1,0 +1,101 @@
+//! The four graphs of a bundle, drawn from a checkpoint's configuration and tensors.
+//!
+//! Each advances by one chunk; shapes are fixed; what is kept between chunks is explicit (`state.X` in,
+//! `state.X.next` out; `cache.X` in, `cache.X.new` out). The contracts stand in `sa_device::bundle`.
+//! Batch is 1 and is dropped inside: rows are time, columns are channels.
+
+pub mod decoder;
+pub mod head;
+pub mod lm;
+pub mod tokenizer;
+mod transformer;
+
+use sa_device::bundle::{FileEntry, StageEntry, StageName, TensorEntry};
+
+use crate::onnx::{DataType, Graph, Precision, Value};
+
+/// A graph of the bundle and what its manifest entry says.
+#[derive(Debug)]
+pub struct StageGraph {
+    pub stage: StageName,
+    pub precision: Precision,
+    /// Samples, units or positions that one run takes in.
+    pub chunk: usize,
+    /// Algorithmic latency.
+    pub latency_ms: f64,
+    pub inputs: Vec<TensorEntry>,
+    pub outputs: Vec<TensorEntry>,
+    /// The initial values of the `state.*` inputs one after the other, where they are not zeros.
+    pub initial: Option<Vec<f32>>,
+    /// The ONNX file.
+    pub onnx: Vec<u8>,
+}
+
+impl StageGraph {
+    /// Closes a finished graph.
+    fn new(stage: StageName, mut graph: Graph, precision: Precision, chunk: usize, latency_ms: f64) -> Self {
+        graph.metadata("stage", stage);
+        graph.metadata("precision", precision);
+        graph.metadata("chunk", chunk);
+        let entry = |value: &Value| match value.data_type() {
+            DataType::F32 => TensorEntry::f32(value.name(), value.shape()),
+            DataType::I64 => TensorEntry::i64(value.name(), value.shape()),
+            other => unreachable!("{} is {other:?}: only f32 and i64 cross a graph's border", value.name()),
+        };
+        let inputs = graph.inputs().iter().map(entry).collect();
+        let outputs = graph.outputs().iter().map(entry).collect();
+        Self { stage, precision, chunk, latency_ms, inputs, outputs, initial: None, onnx: graph.encode() }
+    }
+
+    /// Name of the graph's file in the bundle.
+    pub fn file(&self) -> String {
+        format!("{}.onnx", self.stage)
+    }
+
+    /// Name of the file of initial states, if there is one.
+    pub fn initial_file(&self) -> Option<String> {
+        self.initial.as_ref().map(|_| format!("{}.f32", self.stage))
+    }
+
+    /// The entry of `bundle.toml`; the bundle writer fills in size and hash.
+    pub fn entry(&self) -> StageEntry {
+        StageEntry {
+            graph: FileEntry::named(self.file()),
+            precision: self.precision.name().into(),
+            chunk: self.chunk,
+            latency_ms: self.latency_ms,
+            initial: self.initial_file().map(FileEntry::named),
+            inputs: self.inputs.clone(),
+            outputs: self.outputs.clone(),
+        }
+    }
+}
+
+/// A state of the shape `[1, rows, columns]`: joins it before the rows of `x` `[n, columns]`, keeps the last `rows`
+/// rows as the next state, and returns the joined rows `[rows + n, columns]`.
+fn rolling_state(graph: &mut Graph, name: &str, x: &Value, rows: usize) -> Value {
+    let columns = x.shape()[1];
+    let state = graph.input(&format!("state.{name}"), DataType::F32, &[1, rows, columns]);
+    let past = graph.reshape(&state, &[rows, columns]);
+    let joined = graph.concat(&[&past, x], 0);
+    let total = joined.shape()[0];
+    let kept = graph.slice(&joined, 0, total - rows, total);
+    let kept = graph.reshape(&kept, &[1, rows, columns]);
+    graph.output(&format!("state.{name}.next"), &kept);
+    joined
+}
+
+/// Valid depthwise convolution over time: `x` `[T + K - 1, D]`, `taps` `[K, D]` (oldest first) and `bias` `[D]`
+/// give `[T, D]`.
+fn depthwise(graph: &mut Graph, x: &Value, taps: &[f32], bias: Option<&[f32]>, precision: Precision) -> Value {
+    let (rows, d) = (x.shape()[0], x.shape()[1]);
+    let kernel = taps.len() / d;
+    let by_channel: Vec<f32> = (0..d).flat_map(|c| (0..kernel).map(move |k| taps[k * d + c])).collect();
+    let columns = graph.transpose(x, &[1, 0]);
+    let columns = graph.reshape(&columns, &[1, d, rows]);
+    let weight = graph.kernel(&by_channel, &[d, 1, kernel], precision);
+    let bias = bias.map(|bias| graph.constant_f32("bias", &[d], bias));
+    let mixed = graph.conv(&columns, &weight, bias.as_ref(), 1, d);
+    let mixed = graph.reshape(&mixed, &[d, rows + 1 - kernel]);
+    graph.transpose(&mixed, &[1, 0])
+}

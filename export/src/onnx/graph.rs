@@ -1,0 +1,294 @@
+//! The graph under construction: named values with shapes, initialisers, nodes, and the file that comes out.
+//!
+//! Everything is checked while the graph is drawn: a shape that does not fit panics in the line that is wrong,
+//! which is a mistake in a graph writer and never one in a checkpoint (`weights` has refused those before).
+
+use std::collections::BTreeSet;
+
+use half::f16;
+use prost::Message;
+use tract_onnx::pb::tensor_proto::DataType as OnnxType;
+use tract_onnx::pb::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
+    TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_shape_proto, type_proto,
+};
+
+/// The operator set that the graphs are written for (LayerNormalization joined in 17).
+const OPSET: i64 = 17;
+/// The file format version that belongs to opset 17.
+const IR_VERSION: i64 = 8;
+
+/// Element types that the graphs use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataType {
+    F32,
+    F16,
+    I64,
+    I32,
+    I8,
+    U8,
+    Bool,
+}
+
+impl DataType {
+    fn onnx(self) -> i32 {
+        (match self {
+            DataType::F32 => OnnxType::Float,
+            DataType::F16 => OnnxType::Float16,
+            DataType::I64 => OnnxType::Int64,
+            DataType::I32 => OnnxType::Int32,
+            DataType::I8 => OnnxType::Int8,
+            DataType::U8 => OnnxType::Uint8,
+            DataType::Bool => OnnxType::Bool,
+        }) as i32
+    }
+}
+
+/// A value of the graph: an input, an initialiser or the output of a node.
+#[derive(Clone, Debug)]
+pub struct Value {
+    pub(super) name: String,
+    pub(super) shape: Vec<usize>,
+    pub(super) data_type: DataType,
+}
+
+impl Value {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    pub fn data_type(&self) -> DataType {
+        self.data_type
+    }
+
+    /// Size of an axis; negative axes count from the last.
+    pub(super) fn size(&self, axis: i64) -> usize {
+        self.shape[self.axis(axis)]
+    }
+
+    pub(super) fn axis(&self, axis: i64) -> usize {
+        let rank = self.shape.len() as i64;
+        assert!((-rank..rank).contains(&axis), "{}: axis {axis} of rank {rank}", self.name);
+        (if axis < 0 { axis + rank } else { axis }) as usize
+    }
+}
+
+/// An attribute of a node.
+pub(super) enum Attribute<'a> {
+    Int(i64),
+    Float(f32),
+    Ints(&'a [i64]),
+}
+
+/// One ONNX graph under construction.
+pub struct Graph {
+    proto: GraphProto,
+    inputs: Vec<Value>,
+    outputs: Vec<Value>,
+    names: BTreeSet<String>,
+    scopes: Vec<String>,
+    metadata: Vec<(String, String)>,
+}
+
+impl Graph {
+    /// An empty graph; `doc` is what a viewer shows about it.
+    pub fn new(name: &str, doc: &str) -> Self {
+        let proto = GraphProto { name: name.into(), doc_string: doc.into(), ..GraphProto::default() };
+        Self { proto, inputs: Vec::new(), outputs: Vec::new(), names: BTreeSet::new(), scopes: Vec::new(), metadata: Vec::new() }
+    }
+
+    /// A key and value that the file carries beside the graph.
+    pub fn metadata(&mut self, key: &str, value: impl ToString) {
+        self.metadata.push((key.into(), value.to_string()));
+    }
+
+    /// Draws a part of the network under a name prefix, so that node names read like field paths.
+    pub fn scope<R>(&mut self, name: &str, draw: impl FnOnce(&mut Self) -> R) -> R {
+        self.scopes.push(name.into());
+        let result = draw(self);
+        self.scopes.pop();
+        result
+    }
+
+    /// `name` under the scopes in force, with a number where it is taken.
+    fn unique(&mut self, name: &str) -> String {
+        let base = self.scopes.iter().map(String::as_str).chain([name]).collect::<Vec<_>>().join(".");
+        let mut candidate = base.clone();
+        let mut number = 1;
+        while !self.names.insert(candidate.clone()) {
+            number += 1;
+            candidate = format!("{base}_{number}");
+        }
+        candidate
+    }
+
+    /// A graph input.
+    pub fn input(&mut self, name: &str, data_type: DataType, shape: &[usize]) -> Value {
+        assert!(self.names.insert(name.into()), "two values are called {name}");
+        let value = Value { name: name.into(), shape: shape.into(), data_type };
+        self.proto.input.push(value_info(&value));
+        self.inputs.push(value.clone());
+        value
+    }
+
+    /// Makes `value` a graph output called `name`.
+    pub fn output(&mut self, name: &str, value: &Value) {
+        assert!(self.names.insert(name.into()), "two values are called {name}");
+        let output = Value { name: name.into(), ..value.clone() };
+        self.proto.node.push(NodeProto {
+            name: format!("{name}/output"),
+            op_type: "Identity".into(),
+            input: vec![value.name.clone()],
+            output: vec![name.into()],
+            ..NodeProto::default()
+        });
+        self.proto.output.push(value_info(&output));
+        self.outputs.push(output);
+    }
+
+    /// The graph's inputs, in order.
+    pub fn inputs(&self) -> &[Value] {
+        &self.inputs
+    }
+
+    /// The graph's outputs, in order.
+    pub fn outputs(&self) -> &[Value] {
+        &self.outputs
+    }
+
+    fn constant(&mut self, name: &str, shape: &[usize], data_type: DataType, raw: Vec<u8>, count: usize) -> Value {
+        assert_eq!(count, shape.iter().product::<usize>(), "{name}: {shape:?} does not hold {count} elements");
+        let name = self.unique(name);
+        self.proto.initializer.push(TensorProto {
+            name: name.clone(),
+            dims: shape.iter().map(|&n| n as i64).collect(),
+            data_type: data_type.onnx(),
+            raw_data: raw,
+            ..TensorProto::default()
+        });
+        Value { name, shape: shape.into(), data_type }
+    }
+
+    pub fn constant_f32(&mut self, name: &str, shape: &[usize], data: &[f32]) -> Value {
+        let raw = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.constant(name, shape, DataType::F32, raw, data.len())
+    }
+
+    /// Rounds to half precision; pair with [`Graph::cast`] to compute in single precision.
+    pub fn constant_f16(&mut self, name: &str, shape: &[usize], data: &[f32]) -> Value {
+        let raw = data.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+        self.constant(name, shape, DataType::F16, raw, data.len())
+    }
+
+    pub fn constant_i64(&mut self, name: &str, shape: &[usize], data: &[i64]) -> Value {
+        let raw = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.constant(name, shape, DataType::I64, raw, data.len())
+    }
+
+    pub fn constant_i8(&mut self, name: &str, shape: &[usize], data: &[i8]) -> Value {
+        let raw = data.iter().map(|&x| x as u8).collect();
+        self.constant(name, shape, DataType::I8, raw, data.len())
+    }
+
+    pub fn scalar(&mut self, value: f32) -> Value {
+        self.constant_f32("constant", &[], &[value])
+    }
+
+    /// Appends a node with several outputs of the given types and shapes.
+    pub(super) fn node_many(
+        &mut self,
+        op: &str,
+        name: &str,
+        inputs: &[&Value],
+        attributes: &[(&str, Attribute)],
+        outputs: &[(DataType, Vec<usize>)],
+    ) -> Vec<Value> {
+        let name = self.unique(name);
+        let values: Vec<Value> = outputs
+            .iter()
+            .enumerate()
+            .map(|(i, (data_type, shape))| Value {
+                name: if i == 0 { format!("{name}/out") } else { format!("{name}/out{i}") },
+                shape: shape.clone(),
+                data_type: *data_type,
+            })
+            .collect();
+        self.proto.node.push(NodeProto {
+            name,
+            op_type: op.into(),
+            input: inputs.iter().map(|v| v.name.clone()).collect(),
+            output: values.iter().map(|v| v.name.clone()).collect(),
+            attribute: attributes.iter().map(|(key, value)| attribute(key, value)).collect(),
+            ..NodeProto::default()
+        });
+        values
+    }
+
+    /// Appends a node with one output.
+    pub(super) fn node(
+        &mut self,
+        op: &str,
+        name: &str,
+        inputs: &[&Value],
+        attributes: &[(&str, Attribute)],
+        data_type: DataType,
+        shape: Vec<usize>,
+    ) -> Value {
+        self.node_many(op, name, inputs, attributes, &[(data_type, shape)])
+            .pop()
+            .expect("node_many returns as many values as it was given shapes")
+    }
+
+    /// The whole file.
+    pub fn encode(self) -> Vec<u8> {
+        let model = ModelProto {
+            ir_version: IR_VERSION,
+            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+            producer_name: "sa-export".into(),
+            producer_version: env!("CARGO_PKG_VERSION").into(),
+            model_version: 1,
+            doc_string: self.proto.doc_string.clone(),
+            metadata_props: self
+                .metadata
+                .into_iter()
+                .map(|(key, value)| StringStringEntryProto { key, value })
+                .collect(),
+            graph: Some(self.proto),
+            ..ModelProto::default()
+        };
+        model.encode_to_vec()
+    }
+}
+
+fn value_info(value: &Value) -> ValueInfoProto {
+    let dim = value
+        .shape
+        .iter()
+        .map(|&n| tensor_shape_proto::Dimension {
+            value: Some(tensor_shape_proto::dimension::Value::DimValue(n as i64)),
+            ..Default::default()
+        })
+        .collect();
+    let tensor =
+        type_proto::Tensor { elem_type: value.data_type.onnx(), shape: Some(TensorShapeProto { dim }) };
+    ValueInfoProto {
+        name: value.name.clone(),
+        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() }),
+        ..ValueInfoProto::default()
+    }
+}
+
+fn attribute(key: &str, value: &Attribute) -> AttributeProto {
+    let base = AttributeProto { name: key.into(), ..AttributeProto::default() };
+    match value {
+        Attribute::Int(i) => AttributeProto { r#type: AttributeType::Int as i32, i: *i, ..base },
+        Attribute::Float(f) => AttributeProto { r#type: AttributeType::Float as i32, f: *f, ..base },
+        Attribute::Ints(ints) => {
+            AttributeProto { r#type: AttributeType::Ints as i32, ints: ints.to_vec(), ..base }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! A linear layer in the precisions that the exporter offers.
+//!
+//! | precision | file | computed as |
+//! |---|---|---|
+//! | `fp32` | single precision | single precision |
+//! | `fp16` | half precision, widened while the graph is loaded | single precision |
+//! | `int8-weights` | 8 bits and a scale per output channel, widened while loading | single precision |
+//! | `int8` | 8 bits and a scale per output channel | 8-bit products: the input is quantised at every step |
+//!
+//! `int8` is DynamicQuantizeLinear → MatMulInteger → Cast → Mul, the one form that both tract and ONNX Runtime run
+//! well. Weights are split along the outputs so that no part exceeds [`SPLIT_ELEMENTS`]: tract folds constants only
+//! up to 4 MiB, and would otherwise sum or widen the weights again at every step.
+
+use super::graph::{DataType, Graph, Value};
+
+/// Most elements of one weight part: 2^20 stay below tract's folding limit of 4 MiB once they are i32 or f32.
+pub const SPLIT_ELEMENTS: usize = 1 << 20;
+/// Parts hold a multiple of this many outputs, so that the engine's tiles are full.
+const SPLIT_MULTIPLE: usize = 64;
+
+/// How the linear layers of a stage are stored and computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    Fp32,
+    Fp16,
+    Int8Weights,
+    Int8,
+}
+
+impl Precision {
+    /// The name in `bundle.toml` and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Fp32 => "fp32",
+            Precision::Fp16 => "fp16",
+            Precision::Int8Weights => "int8-weights",
+            Precision::Int8 => "int8",
+        }
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Symmetric 8-bit weights of a `[rows, columns]` matrix, one scale per row: `w ≈ q · scale`, q in -127..=127.
+pub fn quantise_per_channel(weight: &[f32], columns: usize) -> (Vec<i8>, Vec<f32>) {
+    let mut scales = Vec::with_capacity(weight.len() / columns.max(1));
+    let mut quantised = Vec::with_capacity(weight.len());
+    for row in weight.chunks_exact(columns) {
+        let peak = row.iter().fold(0.0f32, |peak, w| peak.max(w.abs()));
+        let scale = if peak > 0.0 { peak / 127.0 } else { 1.0 };
+        quantised.extend(row.iter().map(|w| (w / scale).round().clamp(-127.0, 127.0) as i8));
+        scales.push(scale);
+    }
+    (quantised, scales)
+}
+
+/// `[rows, columns]` to `[columns, rows]`.
+fn transposed<T: Copy>(data: &[T], rows: usize, columns: usize) -> Vec<T> {
+    (0..columns).flat_map(|c| (0..rows).map(move |r| data[r * columns + c])).collect()
+}
+
+/// Ranges of outputs of the parts of a weight with `inputs` inputs.
+fn split(outputs: usize, inputs: usize) -> Vec<std::ops::Range<usize>> {
+    let most = (SPLIT_ELEMENTS / inputs / SPLIT_MULTIPLE * SPLIT_MULTIPLE).max(SPLIT_MULTIPLE);
+    (0..outputs).step_by(most).map(|start| start..(start + most).min(outputs)).collect()
+}
+
+impl Graph {
+    /// `x · weightᵀ + bias` for `x` `[…, in]`, `weight` `[out, in]` (PyTorch's layout) and `bias` `[out]`.
+    pub fn linear(&mut self, x: &Value, weight: &[f32], bias: Option<&[f32]>, precision: Precision) -> Value {
+        let inputs = x.size(-1);
+        let outputs = weight.len() / inputs;
+        assert_eq!(weight.len(), inputs * outputs, "weight of a layer with {inputs} inputs");
+        let product = match precision {
+            Precision::Int8 => self.linear_int8(x, weight, outputs),
+            _ => {
+                let parts: Vec<Value> = split(outputs, inputs)
+                    .into_iter()
+                    .map(|range| {
+                        let part = &weight[range.start * inputs..range.end * inputs];
+                        let matrix = self.stored_matrix(part, range.len(), inputs, precision);
+                        self.matmul(x, &matrix)
+                    })
+                    .collect();
+                self.joined(parts)
+            }
+        };
+        match bias {
+            Some(bias) => {
+                let bias = self.constant_f32("bias", &[outputs], bias);
+                self.add(&product, &bias)
+            }
+            None => product,
+        }
+    }
+
+    /// A `[in, out]` matrix from `[out, in]` data, in single precision once loaded.
+    fn stored_matrix(&mut self, weight: &[f32], outputs: usize, inputs: usize, precision: Precision) -> Value {
+        let shape = [inputs, outputs];
+        match precision {
+            Precision::Fp16 => {
+                let stored = self.constant_f16("weight", &shape, &transposed(weight, outputs, inputs));
+                self.cast(&stored, DataType::F32)
+            }
+            Precision::Int8Weights => {
+                let (quantised, scales) = quantise_per_channel(weight, inputs);
+                let stored = self.constant_i8("weight", &shape, &transposed(&quantised, outputs, inputs));
+                let scales = self.constant_f32("weight_scale", &[1, outputs], &scales);
+                let wide = self.cast(&stored, DataType::F32);
+                self.mul(&wide, &scales)
+            }
+            Precision::Fp32 | Precision::Int8 => {
+                self.constant_f32("weight", &shape, &transposed(weight, outputs, inputs))
+            }
+        }
+    }
+
+    fn linear_int8(&mut self, x: &Value, weight: &[f32], outputs: usize) -> Value {
+        let inputs = x.size(-1);
+        let quantised = self.node_many(
+            "DynamicQuantizeLinear",
+            "quantise",
+            &[x],
+            &[],
+            &[(DataType::U8, x.shape.clone()), (DataType::F32, vec![]), (DataType::U8, vec![])],
+        );
+        let [x8, x_scale, x_zero] = quantised.as_slice() else {
+            unreachable!("node_many returns as many values as it was given shapes")
+        };
+        let mut parts = Vec::new();
+        for range in split(outputs, inputs) {
+            let (q, scales) = quantise_per_channel(&weight[range.start * inputs..range.end * inputs], inputs);
+            let q = self.constant_i8("weight", &[inputs, range.len()], &transposed(&q, range.len(), inputs));
+            let zero = self.constant_i8("weight_zero", &[], &[0]);
+            let mut shape = x.shape.clone();
+            *shape.last_mut().expect("the input of a layer has an axis") = range.len();
+            let product =
+                self.node("MatMulInteger", "matmul_integer", &[x8, &q, x_zero, &zero], &[], DataType::I32, shape);
+            let wide = self.cast(&product, DataType::F32);
+            let scales = self.constant_f32("weight_scale", &[range.len()], &scales);
+            let scale = self.mul(x_scale, &scales);
+            parts.push(self.mul(&wide, &scale));
+        }
+        self.joined(parts)
+    }
+
+    fn joined(&mut self, mut parts: Vec<Value>) -> Value {
+        match parts.len() {
+            1 => parts.remove(0),
+            _ => self.concat(&parts.iter().collect::<Vec<_>>(), -1),
+        }
+    }
+
+    /// An embedding table `[rows, d]` to gather from, in single precision once loaded. A quantised table has one
+    /// scale per row, whatever the precision of the products.
+    pub fn table(&mut self, name: &str, table: &[f32], d: usize, precision: Precision) -> Value {
+        let rows = table.len() / d;
+        match precision {
+            Precision::Fp32 => self.constant_f32(name, &[rows, d], table),
+            _ => {
+                let stored = self.constant_f16(name, &[rows, d], table);
+                self.cast(&stored, DataType::F32)
+            }
+        }
+    }
+
+    /// Convolution weights `[out, in / groups, kernel]`, in single precision once loaded.
+    pub fn kernel(&mut self, weight: &[f32], shape: &[usize], precision: Precision) -> Value {
+        match precision {
+            Precision::Fp32 => self.constant_f32("weight", shape, weight),
+            _ => {
+                let stored = self.constant_f16("weight", shape, weight);
+                self.cast(&stored, DataType::F32)
+            }
+        }
+    }
+}

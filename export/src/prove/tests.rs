@@ -1,0 +1,174 @@
+//! Each writer's graph against the Burn network with random weights, at tiny sizes, through a checkpoint on disk.
+
+use super::*;
+use crate::graphs::{self, StageGraph};
+use crate::onnx::Precision;
+use crate::weights::{Weights, WeightsError};
+use burn::module::Module;
+use sa_models::decoder::DecoderConfig;
+use sa_models::train::checkpoint;
+use serde::Serialize;
+
+/// Saves a network as training does and opens the file as the exporter does.
+fn saved<M: Module, C: Serialize>(model: &M, config: &C, precision: checkpoint::Precision) -> Weights {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    checkpoint::save(dir.path(), config, model, precision).expect("saved");
+    Weights::open(&dir.path().join("model.safetensors")).expect("opened")
+}
+
+fn device(seed: u64) -> Device {
+    let device = Device::flex();
+    device.seed(seed);
+    device
+}
+
+/// Seeded numbers in -0.5..0.5.
+fn noise(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn ids(count: usize, below: usize, seed: u32) -> Vec<i64> {
+    noise(count, seed).iter().map(|x| ((x + 0.5) * below as f32) as i64).collect()
+}
+
+fn runner(graph: &StageGraph) -> Runner {
+    Runner::new(graph).expect("tract loads the graph")
+}
+
+fn tiny_tokenizer() -> (TokenizerConfig, Tokenizer) {
+    let config = TokenizerConfig {
+        width: 16,
+        layers: 2,
+        heads: 2,
+        feed_forward: 24,
+        kernel: 5,
+        left_chunks: 2,
+        phones: 6,
+        units: 20,
+        layer: 2,
+        ..TokenizerConfig::default()
+    };
+    let device = device(1);
+    let mut network = config.init(&device);
+    network.centroids = network.centroids.map(|c| Tensor::random(c.dims(), burn::tensor::Distribution::Normal(0.0, 1.0), &c.device()));
+    (config, network)
+}
+
+#[test]
+fn tokenizer_graph_is_the_network_chunk_by_chunk() {
+    let (config, network) = tiny_tokenizer();
+    let weights = saved(&network, &config, checkpoint::Precision::F32);
+    let graph = graphs::tokenizer::draw(&config, &weights, Precision::Fp32, true).expect("drawn");
+    let mut runner = runner(&graph);
+    // Seven chunks: the context of two is filled and rolls on.
+    let audio = noise(7 * config.chunk_samples() - 100, 2);
+    let first = tokenizer(&network, &config, &mut runner, &audio).expect("ran");
+    assert!(first.error() < FP32_BUDGET, "{}", first.error());
+    assert_eq!(first.agreement(), 1.0);
+    // A second utterance after a reset knows nothing of the first.
+    let second = tokenizer(&network, &config, &mut runner, &noise(3 * config.chunk_samples(), 3)).expect("ran");
+    assert!(second.error() < FP32_BUDGET, "{}", second.error());
+}
+
+#[test]
+fn decoder_graph_is_the_network_chunk_by_chunk() {
+    let config = DecoderConfig { units: 20, dimension: 16, feed_forward: 24, unit_blocks: 2, frame_blocks: 2, ..DecoderConfig::default() };
+    let network = Decoder::new(&config, &device(4));
+    let weights = saved(&network, &config, checkpoint::Precision::F32);
+    let initial = decoder_state(&network);
+    let graph = graphs::decoder::draw(&config, &weights, Precision::Fp32, initial).expect("drawn");
+    let mut runner = runner(&graph);
+    for seed in 5..7 {
+        let distance = decoder(&network, &mut runner, &ids(16, config.units + 1, seed)).expect("ran");
+        assert!(distance.error() < FP32_BUDGET, "{}", distance.error());
+    }
+}
+
+fn tiny_lm() -> (lm::Config, Network) {
+    let config = lm::Config {
+        group: 3,
+        unit_embedding_size: 4,
+        hidden_size: 16,
+        intermediate_size: 24,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 8,
+        max_position_embeddings: 64,
+        head: lm::config::HeadConfig { num_hidden_layers: 1, num_attention_heads: 2, head_dim: 8, intermediate_size: 20 },
+        ..lm::Config::nano(40, 7)
+    };
+    let network = Network::new(&config, &device(8));
+    (config, network)
+}
+
+fn sequence(config: &lm::Config, length: usize, seed: u32) -> Vec<Item> {
+    ids(length, 1000, seed)
+        .into_iter()
+        .enumerate()
+        .map(|(i, n)| match i % 3 {
+            0 => Item::Token(n % config.vocab_size as i64),
+            _ => Item::Group(ids(config.group, config.units + 1, n as u32)),
+        })
+        .collect()
+}
+
+#[test]
+fn lm_and_head_graphs_are_the_network_position_by_position() {
+    let (config, network) = tiny_lm();
+    let weights = saved(&network, &config, checkpoint::Precision::F32);
+    let mut trunk = runner(&graphs::lm::draw(&config, &weights, Precision::Fp32).expect("drawn"));
+    let mut head = runner(&graphs::head::draw(&config, &weights, Precision::Fp32).expect("drawn"));
+    // To the last row of the cache, then anew.
+    for (length, seed) in [(config.max_position_embeddings, 9), (10, 10)] {
+        let items = sequence(&config, length, seed);
+        let (text, units) = lm(&network, &config, &mut trunk, &mut head, &items).expect("ran");
+        assert!(text.error() < FP32_BUDGET, "{}", text.error());
+        assert!(units.error() < FP32_BUDGET, "{}", units.error());
+        assert_eq!((text.agreement(), units.agreement()), (1.0, 1.0));
+    }
+}
+
+#[test]
+fn rows_beyond_the_position_are_not_seen() {
+    let (config, network) = tiny_lm();
+    let weights = saved(&network, &config, checkpoint::Precision::F32);
+    let mut runner = runner(&graphs::lm::draw(&config, &weights, Precision::Fp32).expect("drawn"));
+    let items = sequence(&config, 12, 11);
+    let expected = lm_step(&mut runner, config.group, &items[0], 0).expect("ran");
+    for (position, item) in items.iter().enumerate() {
+        lm_step(&mut runner, config.group, item, position).expect("ran");
+    }
+    // The cache is full of what came after; a length of 0 forgets it all.
+    assert_eq!(lm_step(&mut runner, config.group, &items[0], 0).expect("ran"), expected);
+}
+
+#[test]
+fn quantised_graphs_are_near() {
+    let (config, network) = tiny_lm();
+    let weights = saved(&network, &config, checkpoint::Precision::F32);
+    for (precision, budget) in [(Precision::Fp16, 2e-3), (Precision::Int8Weights, 0.05), (Precision::Int8, 0.1)] {
+        let mut trunk = runner(&graphs::lm::draw(&config, &weights, precision).expect("drawn"));
+        let mut head = runner(&graphs::head::draw(&config, &weights, precision).expect("drawn"));
+        let (text, units) = lm(&network, &config, &mut trunk, &mut head, &sequence(&config, 20, 12)).expect("ran");
+        assert!(text.error() < budget && units.error() < budget, "{precision}: {} {}", text.error(), units.error());
+        assert!(text.error() > 0.0, "{precision} is not exact");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_configuration_is_refused_by_name() {
+    let (config, network) = tiny_lm();
+    let weights = saved(&network, &config, checkpoint::Precision::F16);
+    let deeper = lm::Config { num_hidden_layers: 3, ..config.clone() };
+    let error = graphs::lm::draw(&deeper, &weights, Precision::Fp32).expect_err("a layer is missing");
+    assert!(matches!(&error, WeightsError::Missing { name, .. } if name == "model.layers.2.self_attn.q_proj.weight"), "{error}");
+    let wider = lm::Config { intermediate_size: 28, ..config };
+    let error = graphs::lm::draw(&wider, &weights, Precision::Fp32).expect_err("the shape differs");
+    assert!(matches!(&error, WeightsError::Shape { name, .. } if name.ends_with("gate_proj.weight")), "{error}");
+}
