@@ -1,7 +1,23 @@
 //! Checkpoints of the `sa` speech agent to ONNX bundles, proven on the engine that will run them.
+//!
+//! ```text
+//! checkpoint ─▶ weights ─▶ graphs (drawn with onnx) ─▶ prove (fp32 graph = network) ─▶ compare (int8 ≈ fp32) ─▶ bundle
+//!                                     └── runner: the runtime's engine ──┘                        └▶ report
+//! ```
+//! - [`onnx`]: the graph builder and the quantised forms of a layer.
+//! - [`weights`], [`checkpoint`]: reading, with errors that name what is wrong.
+//! - [`graphs`]: the four graphs of a bundle.
+//! - [`runner`]: a graph on the engine. [`prove`], [`compare`]: what is held against what.
+//! - [`export`]: all of it in order. [`report`]: the figures. [`inspect`]: looking at a bundle.
 
+pub mod checkpoint;
+pub mod compare;
+pub mod export;
 pub mod graphs;
+pub mod inspect;
 pub mod onnx;
 pub mod prove;
+pub mod report;
 pub mod runner;
+pub mod samples;
 pub mod weights;

@@ -81,7 +81,7 @@ pub fn tokenizer(
     let device = Device::flex();
     let mut state = network.initial_state(&device);
     let mut distance = Distance::default();
-    runner.reset();
+    runner.reset()?;
     for chunk in audio.chunks(config.chunk_samples()) {
         let mut samples = chunk.to_vec();
         samples.resize(config.chunk_samples(), 0.0);
@@ -107,7 +107,7 @@ pub fn decoder(network: &Decoder, runner: &mut Runner, units: &[i64]) -> Result<
     let mut state = network.initial_state(1);
     let mut distance = Distance::default();
     let bins = network.config.bins();
-    runner.reset();
+    runner.reset()?;
     for chunk in units.chunks_exact(crate::graphs::decoder::CHUNK) {
         let outputs = runner.step(&[], &[("units", chunk)])?;
         let input = Tensor::<2, Int>::from_data(TensorData::new(chunk.to_vec(), [1, chunk.len()]), &device);
@@ -140,7 +140,7 @@ pub fn lm(
     let device = Device::flex();
     let (mut trunk, mut groups) = (Distance::default(), Distance::default());
     let mut cache = Cache::default();
-    runner.reset();
+    runner.reset()?;
     for (position, item) in items.iter().enumerate() {
         let outputs = lm_step(runner, config.group, item, position)?;
         let row = match item {

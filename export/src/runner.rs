@@ -1,163 +1,153 @@
-//! Runs a drawn graph step by step on tract, keeping its states and caches as the runtime does.
+//! Runs a graph step by step on the runtime's engine, keeping its states and caches as the runtime does.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use tract_onnx::prelude::*;
+use sa_device::bundle::{Bundle, BundleError, StageEntry, StageName};
+use sa_device::engine::{Engine, EngineError, Session, Tract};
 
 use crate::graphs::StageGraph;
 
 /// Why a graph did not run.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RunError {
     /// The engine lacks an operator, or the graph is wrong.
-    #[error("tract cannot load {stage}.onnx: {message}")]
-    Load { stage: String, message: String },
-    #[error("{stage}.onnx failed while running: {message}")]
-    Run { stage: String, message: String },
-    #[error("{stage}.onnx was run without its input `{name}`")]
-    Input { stage: String, name: String },
-    #[error("{stage}.onnx has no output `{name}`")]
-    Output { stage: String, name: String },
+    #[error("stage {stage}: {source}")]
+    Engine { stage: StageName, source: EngineError },
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error("stage {stage} has no {what} `{name}`")]
+    Tensor { stage: StageName, what: &'static str, name: String },
+    /// The disk that holds temporary files is full or cannot be written to; `TMPDIR` names another.
+    #[error("cannot write a temporary file: {0}")]
+    Temporary(#[from] std::io::Error),
 }
 
-
-/// A graph on tract with what it keeps between steps.
+/// A graph on the engine with what it keeps between steps.
 pub struct Runner {
-    stage: String,
-    plan: Arc<TypedRunnableModel>,
-    inputs: Vec<(String, Vec<usize>)>,
-    outputs: Vec<String>,
-    initial: BTreeMap<String, Tensor>,
-    kept: BTreeMap<String, Tensor>,
-    /// Time spent inside the engine by each step.
-    pub times: Vec<Duration>,
+    stage: StageName,
+    session: Box<dyn Session>,
+    /// Input, output and initial values of each state.
+    states: Vec<(usize, usize, Vec<f32>)>,
+    /// Input and output of each cache.
+    caches: Vec<(usize, usize)>,
+    times: Vec<Duration>,
 }
 
 impl Runner {
-    /// Loads and optimises the graph.
+    /// Loads a graph that was just drawn. Engines read files, so it passes through a temporary one.
     pub fn new(graph: &StageGraph) -> Result<Self, RunError> {
-        let stage = graph.stage.to_string();
-        let load = |error: TractError| RunError::Load { stage: stage.clone(), message: format!("{error:#}") };
-        let plan = onnx()
-            .model_for_read(&mut &graph.onnx[..])
-            .and_then(|model| model.into_optimized())
-            .and_then(|model| model.into_runnable())
-            .map_err(load)?;
-        let mut initial = BTreeMap::new();
-        let mut values = graph.initial.iter().flatten();
-        for input in &graph.inputs {
-            let state = input.name.starts_with("state.");
-            if state || input.name.starts_with("cache.") {
-                let data: Vec<f32> = match (&graph.initial, state) {
-                    (Some(_), true) => values.by_ref().take(input.elements()).copied().collect(),
-                    _ => vec![0.0; input.elements()],
+        let mut file = tempfile::Builder::new().prefix("sa-export-").suffix(".onnx").tempfile()?;
+        file.write_all(&graph.onnx)?;
+        let mut values = graph.initial.iter().flatten().copied();
+        let states = graph.inputs.iter().filter(|input| input.name.starts_with("state."));
+        let initial = states
+            .map(|state| {
+                let count = state.elements();
+                let values = match graph.initial {
+                    Some(_) => values.by_ref().take(count).collect(),
+                    None => vec![0.0; count],
                 };
-                initial.insert(input.name.clone(), Tensor::from_shape(&input.shape, &data).map_err(load)?);
-            }
+                (state.name.clone(), values)
+            })
+            .collect();
+        Self::load(graph.stage, file.path(), &graph.entry(), initial)
+    }
+
+    /// Loads a stage of a bundle.
+    pub fn open(bundle: &Bundle, stage: StageName) -> Result<Self, RunError> {
+        Self::load(stage, &bundle.graph_path(stage), bundle.manifest().stage.get(stage), bundle.initial_states(stage)?)
+    }
+
+    fn load(stage: StageName, path: &Path, entry: &StageEntry, initial: Vec<(String, Vec<f32>)>) -> Result<Self, RunError> {
+        let session = Tract.load(path, entry).map_err(|source| RunError::Engine { stage, source })?;
+        let mut runner = Self { stage, session, states: Vec::new(), caches: Vec::new(), times: Vec::new() };
+        for (name, values) in initial {
+            runner.states.push((runner.input(&name)?, runner.output(&format!("{name}.next"))?, values));
         }
-        Ok(Self {
-            stage: stage.clone(),
-            plan,
-            inputs: graph.inputs.iter().map(|t| (t.name.clone(), t.shape.clone())).collect(),
-            outputs: graph.outputs.iter().map(|t| t.name.clone()).collect(),
-            kept: initial.clone(),
-            initial,
-            times: Vec::new(),
-        })
-    }
-
-    /// Back to the state before the first chunk.
-    pub fn reset(&mut self) {
-        self.kept = self.initial.clone();
-    }
-
-    /// A state or cache as it stands.
-    pub fn kept(&self, name: &str) -> Result<Vec<f32>, RunError> {
-        let tensor = self.kept.get(name).ok_or_else(|| self.no_output(name))?;
-        Ok(floats(tensor))
-    }
-
-    fn no_output(&self, name: &str) -> RunError {
-        RunError::Output { stage: self.stage.clone(), name: name.into() }
-    }
-
-    /// One step: f32 and i64 inputs by name in, outputs by name out; states and caches move on.
-    pub fn step(&mut self, f32s: &[(&str, &[f32])], i64s: &[(&str, &[i64])]) -> Result<Outputs, RunError> {
-        let stage = self.stage.clone();
-        let failed = |error: TractError| RunError::Run { stage: stage.clone(), message: format!("{error:#}") };
-        let mut values: TVec<TValue> = tvec![];
-        for (name, shape) in &self.inputs {
-            let tensor = if let Some((_, data)) = f32s.iter().find(|(n, _)| n == name) {
-                Tensor::from_shape(shape, data).map_err(failed)?
-            } else if let Some((_, data)) = i64s.iter().find(|(n, _)| n == name) {
-                Tensor::from_shape(shape, data).map_err(failed)?
-            } else if let Some(tensor) = self.kept.get(name) {
-                tensor.clone()
-            } else {
-                return Err(RunError::Input { stage: stage.clone(), name: name.clone() });
-            };
-            values.push(tensor.into());
+        for cache in entry.inputs.iter().filter(|input| input.name.starts_with("cache.")) {
+            runner.caches.push((runner.input(&cache.name)?, runner.output(&format!("{}.new", cache.name))?));
         }
+        runner.reset()?;
+        Ok(runner)
+    }
+
+    fn input(&self, name: &str) -> Result<usize, RunError> {
+        self.session.input(name).ok_or_else(|| RunError::Tensor { stage: self.stage, what: "input", name: name.into() })
+    }
+
+    fn output(&self, name: &str) -> Result<usize, RunError> {
+        self.session.output(name).ok_or_else(|| RunError::Tensor { stage: self.stage, what: "output", name: name.into() })
+    }
+
+    /// Back to the state before the first chunk. Caches keep their rows: the position says which are read.
+    pub fn reset(&mut self) -> Result<(), RunError> {
+        let stage = self.stage;
+        for (input, _, initial) in &self.states {
+            let values = self.session.f32_input(*input).map_err(|source| RunError::Engine { stage, source })?;
+            values.copy_from_slice(initial);
+        }
+        Ok(())
+    }
+
+    /// One step: inputs by name; states move on, and caches grow at the row that the input `position` names.
+    pub fn step(&mut self, f32s: &[(&str, &[f32])], i64s: &[(&str, &[i64])]) -> Result<Outputs<'_>, RunError> {
+        let stage = self.stage;
+        for (name, values) in f32s {
+            let input = self.input(name)?;
+            let buffer = self.session.f32_input(input).map_err(|source| RunError::Engine { stage, source })?;
+            assert_eq!(buffer.len(), values.len(), "values for the input {name} of stage {stage}");
+            buffer.copy_from_slice(values);
+        }
+        for (name, values) in i64s {
+            let input = self.input(name)?;
+            let buffer = self.session.i64_input(input).map_err(|source| RunError::Engine { stage, source })?;
+            assert_eq!(buffer.len(), values.len(), "values for the input {name} of stage {stage}");
+            buffer.copy_from_slice(values);
+        }
+        let row = i64s.iter().find(|(name, _)| *name == "position").map_or(0, |(_, position)| position[0] as usize);
         let start = Instant::now();
-        let results = self.plan.run(values).map_err(failed)?;
+        self.advance(row).map_err(|source| RunError::Engine { stage, source })?;
         self.times.push(start.elapsed());
-        let mut outputs = BTreeMap::new();
-        for (name, value) in self.outputs.iter().zip(results) {
-            let tensor = value.into_tensor();
-            if let Some(state) = name.strip_suffix(".next") {
-                self.kept.insert(state.into(), tensor);
-            } else if let Some(cache) = name.strip_suffix(".new") {
-                let row = i64s.iter().find(|(n, _)| *n == "position").map_or(0, |(_, p)| p[0] as usize);
-                let cache = self.kept.get_mut(cache).ok_or_else(|| RunError::Output { stage: stage.clone(), name: name.clone() })?;
-                write_row(cache, row, &floats(&tensor)).map_err(failed)?;
-            } else {
-                outputs.insert(name.clone(), tensor);
-            }
+        Ok(Outputs { runner: self })
+    }
+
+    fn advance(&mut self, row: usize) -> Result<(), EngineError> {
+        self.session.run()?;
+        for (input, output, _) in &self.states {
+            self.session.hand_over(*output, *input)?;
         }
-        Ok(Outputs { stage, values: outputs })
+        for (input, output) in &self.caches {
+            self.session.write_rows(*output, *input, row)?;
+        }
+        Ok(())
     }
 
     /// Median milliseconds of a step so far.
     pub fn median_ms(&self) -> f64 {
         let mut times = self.times.clone();
         times.sort();
-        times.get(times.len() / 2).map_or(f64::NAN, |t| t.as_secs_f64() * 1000.0)
+        times.get(times.len() / 2).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
     }
 }
 
-/// The new row `[KV, 1, dh]` into a cache `[KV, C, dh]`.
-fn write_row(cache: &mut Tensor, row: usize, new: &[f32]) -> TractResult<()> {
-    let (rows, width) = (cache.shape()[1], cache.shape()[2]);
-    let mut view = cache.to_plain_array_view_mut::<f32>()?;
-    let flat = view.as_slice_mut().context("a cache lies in order")?;
-    for (head, values) in new.chunks_exact(width).enumerate() {
-        let at = (head * rows + row) * width;
-        flat[at..at + width].copy_from_slice(values);
-    }
-    Ok(())
+/// What the last step gave.
+pub struct Outputs<'a> {
+    runner: &'a Runner,
 }
 
-fn floats(tensor: &Tensor) -> Vec<f32> {
-    tensor.to_plain_array_view::<f32>().map(|view| view.iter().copied().collect()).unwrap_or_default()
-}
-
-/// What a step gave, without states and cache rows.
-pub struct Outputs {
-    stage: String,
-    values: BTreeMap<String, Tensor>,
-}
-
-impl Outputs {
+impl Outputs<'_> {
     pub fn f32(&self, name: &str) -> Result<Vec<f32>, RunError> {
-        self.values.get(name).map(floats).ok_or_else(|| RunError::Output { stage: self.stage.clone(), name: name.into() })
+        let output = self.runner.output(name)?;
+        let values = self.runner.session.f32_output(output).map_err(|source| RunError::Engine { stage: self.runner.stage, source })?;
+        Ok(values.to_vec())
     }
 
     pub fn i64(&self, name: &str) -> Result<Vec<i64>, RunError> {
-        let missing = || RunError::Output { stage: self.stage.clone(), name: name.into() };
-        let view = self.values.get(name).ok_or_else(missing)?.to_plain_array_view::<i64>().map_err(|_| missing())?;
-        Ok(view.iter().copied().collect())
+        let output = self.runner.output(name)?;
+        let values = self.runner.session.i64_output(output).map_err(|source| RunError::Engine { stage: self.runner.stage, source })?;
+        Ok(values.to_vec())
     }
 }

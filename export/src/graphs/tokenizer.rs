@@ -1,9 +1,8 @@
 //! tokenizer.onnx: 320 ms of audio to eight units (nano HuBERT, with the log-mel front end and the nearest centroid).
 
-use burn::tensor::{Device, Tensor};
 use sa_device::bundle::StageName;
+use sa_models::audio::{BINS, HOP, LOG_FLOOR, MELS, WINDOW, dft_matrix, hann, mel_filters};
 use sa_models::tokenizer::TokenizerConfig;
-use sa_models::tokenizer::mel::{BINS, HOP, MELS, Matrices, WINDOW};
 
 use super::{StageGraph, depthwise, rolling_state};
 use crate::onnx::{DataType, Graph, Precision, Value};
@@ -13,8 +12,6 @@ use crate::weights::{Weights, WeightsError};
 const NORM_EPSILON: f32 = 1e-5;
 /// Added to the scores of empty places of the context.
 const MASKED: f32 = -1e9;
-/// Floor under the mel energies.
-const MEL_FLOOR: f32 = 1e-5;
 
 /// Draws the graph. With `features` the rows before the nearest centroid come out too (`features` f32 `[1, 8, d]`):
 /// for the proof; a bundle's graph gives units only.
@@ -35,7 +32,7 @@ pub fn draw(
     let mel = log_mel(g, &audio); // [32, 64]
 
     let mut x = g.scope("stem1", |g| strided(g, weights, "stem1", &mel, d, precision))?; // [16, d]
-    x = g.gelu(&x);
+    x = g.relu(&x);
     x = g.scope("stem2", |g| strided(g, weights, "stem2", &x, d, precision))?; // [8, d]
 
     // Which places of the context are filled: the same for all blocks.
@@ -49,11 +46,14 @@ pub fn draw(
     let mask = g.mul_scalar(&empty, -MASKED);
     let mask = g.reshape(&mask, &[1, 1, context + chunk]);
 
-    for i in 0..config.layers {
+    for i in 0..config.layer {
         x = g.scope(&format!("blocks.{i}"), |g| block(g, weights, config, i, &x, &mask, precision))?;
     }
-    let (weight, bias) = (weights.tensor("norm.weight", &[d])?, weights.tensor("norm.bias", &[d])?);
-    let x = g.scope("norm", |g| g.layer_norm(&x, &weight, &bias, NORM_EPSILON));
+    // The last layer is quantised after the final norm, an inner one as it is.
+    if config.layer == config.layers {
+        let (weight, bias) = (weights.tensor("norm.weight", &[d])?, weights.tensor("norm.bias", &[d])?);
+        x = g.scope("norm", |g| g.layer_norm(&x, &weight, &bias, NORM_EPSILON));
+    }
     let units = g.scope("centroids", |g| nearest(g, weights, config, &x))?;
     let units = g.reshape(&units, &[1, chunk]);
     g.output("units", &units);
@@ -86,29 +86,17 @@ fn log_mel(graph: &mut Graph, audio: &Value) -> Value {
         let last = g.slice(&last, 1, 2 * HOP - overlap, HOP);
         let windows = g.concat(&[&first, &second, &last], 1); // [T, 400]
 
-        let matrices = Matrices::new(&Device::flex());
-        let (cosine, sine, filters) = (values(matrices.cosine), values(matrices.sine), values(matrices.filters));
-        let both: Vec<f32> = cosine
-            .chunks_exact(BINS)
-            .zip(sine.chunks_exact(BINS))
-            .flat_map(|(cosine, sine)| cosine.iter().chain(sine).copied())
-            .collect();
-        let dft = g.constant_f32("dft", &[WINDOW, 2 * BINS], &both);
+        let dft = g.constant_f32("dft", &[WINDOW, 2 * BINS], &dft_matrix(&hann(WINDOW)));
         let spectrum = g.matmul(&windows, &dft); // [T, 2 · 201]
         let power = g.mul(&spectrum, &spectrum);
         // The filters stand twice: their product adds the squares of the real and the imaginary parts.
-        let filters = g.constant_f32("filters", &[2 * BINS, MELS], &filters.repeat(2));
+        let filters = g.constant_f32("filters", &[2 * BINS, MELS], &mel_filters(WINDOW, MELS).repeat(2));
         let mel = g.matmul(&power, &filters); // [T, 64]
-        let raised = g.add_scalar(&mel, MEL_FLOOR);
+        let raised = g.add_scalar(&mel, LOG_FLOOR);
         let log = g.log(&raised);
         let shifted = g.add_scalar(&log, 4.0);
         g.mul_scalar(&shifted, 0.25)
     })
-}
-
-/// A matrix of the network's front end.
-fn values(matrix: Tensor<2>) -> Vec<f32> {
-    matrix.into_data().convert::<f32>().try_into_vec().expect("converted to f32 in the line above")
 }
 
 /// Causal convolution of kernel 4 and stride 2 as one product over neighbouring pairs: `[2T, c]` to `[T, d]`.
@@ -189,7 +177,7 @@ fn block(
     let update = graph.scope("feed_forward", |g| {
         let normed = g.layer_norm(&x, &norm2, &norm2_bias, NORM_EPSILON);
         let hidden = g.scope("up", |g| g.linear(&normed, &up, Some(&up_bias), precision));
-        let hidden = g.gelu(&hidden);
+        let hidden = g.relu(&hidden);
         g.scope("down", |g| g.linear(&hidden, &down, Some(&down_bias), precision))
     });
     Ok(graph.add(&x, &update))

@@ -61,6 +61,10 @@ impl Graph {
         self.unary("Log", x)
     }
 
+    pub fn relu(&mut self, x: &Value) -> Value {
+        self.unary("Relu", x)
+    }
+
     pub fn neg(&mut self, x: &Value) -> Value {
         self.unary("Neg", x)
     }

@@ -1,0 +1,378 @@
+//! The export: draw, prove, quantise, compare, and write the bundle.
+//!
+//! Each stage has candidates, the form that is wanted first. A candidate that misses its stage's budget gives way to
+//! the next, and the report says so; where the user named the form, missing the budget is an error instead.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use sa_device::bundle::{Bundle, BundleWriter, FORMAT_VERSION, FileEntry, Layout, Manifest, StageName, Stages};
+use sa_device::vocabulary::SPECIALS;
+use sa_models::lm::config::Layout as TrainedLayout;
+
+use crate::checkpoint::Checkpoint;
+use crate::compare::{self, Decided, Spectra, Trace};
+use crate::graphs::{self, StageGraph};
+use crate::onnx::Precision;
+use crate::prove::{self, FP32_BUDGET};
+use crate::report::{Report, StageReport};
+use crate::runner::Runner;
+use crate::samples::Samples;
+
+/// Least share of equal units of a quantised tokenizer.
+pub const TOKENIZER_BUDGET: f64 = 0.98;
+/// Least share of equal text tokens of a quantised language model, and of equal units of its head.
+pub const LM_BUDGET: f64 = 0.98;
+pub const HEAD_BUDGET: f64 = 0.95;
+/// Greatest mean difference of a quantised decoder's log-magnitudes in dB.
+pub const DECODER_BUDGET_DB: f64 = 1.0;
+
+/// What to make of a stage.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// Forms in the order of preference; all but the last are held to the stage's budget.
+    pub candidates: Vec<Precision>,
+    /// The user named this form: missing the budget is an error.
+    pub named: bool,
+    /// Why this form comes first.
+    pub reason: &'static str,
+}
+
+impl Choice {
+    /// Exactly this form.
+    pub fn named(precision: Precision) -> Self {
+        Self { candidates: vec![precision], named: true, reason: "asked for" }
+    }
+
+    /// Single precision throughout.
+    pub fn fp32() -> Self {
+        Self { candidates: vec![Precision::Fp32], named: false, reason: "asked for" }
+    }
+
+    /// What `--int8` means for a stage: 8-bit products where weights are read row by row, 8-bit storage where the
+    /// engine's quantisation of the input costs more than the products save.
+    pub fn int8(stage: StageName) -> Self {
+        use Precision::{Fp16, Fp32, Int8, Int8Weights};
+        let (candidates, reason) = match stage {
+            StageName::Tokenizer | StageName::Decoder => (
+                vec![Int8Weights, Fp16, Fp32],
+                "8 rows a step: tract quantises inputs in scalar code, so 8-bit products would be slower; 8 bits on disk only",
+            ),
+            StageName::Lm | StageName::Head => (
+                vec![Int8, Int8Weights, Fp16, Fp32],
+                "one position a step reads every weight once: 8-bit weights are a quarter of the memory traffic",
+            ),
+        };
+        Self { candidates, named: false, reason }
+    }
+}
+
+/// What to export and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub checkpoint: PathBuf,
+    pub output: PathBuf,
+    /// Folder of WAV files for the comparisons.
+    pub samples: Option<PathBuf>,
+    /// By stage, in the order of [`StageName::ALL`].
+    pub choices: [Choice; 4],
+    pub name: String,
+    pub licence: String,
+    pub provenance: String,
+    /// Write the bundle even where a named form misses its budget.
+    pub force: bool,
+}
+
+/// The export went beyond its budget: exit code 5.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BeyondBudget(pub String);
+
+/// Exports a checkpoint; nothing is left behind unless all of it succeeded.
+pub fn export(options: &Options) -> Result<(Bundle, Report)> {
+    check_paths(&options.checkpoint, &options.output)?;
+    let checkpoint = Checkpoint::open(&options.checkpoint)?;
+    let samples = match &options.samples {
+        Some(dir) => Samples::read(dir)?,
+        None => Samples::synthetic(),
+    };
+    if let Some(parent) = options.output.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).with_context(|| format!("making the folder {}", parent.display()))?;
+    }
+    let writer = BundleWriter::create(&options.output)?;
+    let mut exporter = Exporter { checkpoint: &checkpoint, samples: &samples, options, progress: progress() };
+    let (stages, report) = exporter.run()?;
+    for stage in &stages {
+        writer.add(&stage.file(), &stage.onnx)?;
+        if let (Some(file), Some(values)) = (stage.initial_file(), &stage.initial) {
+            writer.add_states(&file, values.iter().copied())?;
+        }
+    }
+    writer.add("vocabulary.txt", checkpoint.vocabulary.to_text().as_bytes())?;
+    let manifest = manifest(&checkpoint, options, &stages, &report)?;
+    exporter.progress.finish_and_clear();
+    Ok((writer.finish(manifest)?, report))
+}
+
+/// Refuses an output that is, holds or lies in the checkpoint.
+fn check_paths(checkpoint: &Path, output: &Path) -> Result<()> {
+    let input = checkpoint.canonicalize().with_context(|| format!("opening the checkpoint {}", checkpoint.display()))?;
+    // What does not exist yet is compared by the folder that will hold it.
+    let mut existing = std::path::absolute(output).with_context(|| format!("resolving {}", output.display()))?;
+    let mut rest = PathBuf::new();
+    while !existing.exists() {
+        let Some(name) = existing.file_name().map(PathBuf::from) else { break };
+        rest = if rest.as_os_str().is_empty() { name } else { name.join(rest) };
+        existing.pop();
+    }
+    let target = existing.canonicalize().with_context(|| format!("resolving {}", output.display()))?.join(rest);
+    ensure!(target != input, "the output is the checkpoint itself: choose another folder for --output");
+    ensure!(!target.starts_with(&input), "the output lies inside the checkpoint: choose a folder beside it for --output");
+    ensure!(!input.starts_with(&target), "the checkpoint lies inside the output, which would be replaced: choose another --output");
+    Ok(())
+}
+
+fn progress() -> ProgressBar {
+    let bar = ProgressBar::new(12);
+    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} ({elapsed})");
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+struct Exporter<'a> {
+    checkpoint: &'a Checkpoint,
+    samples: &'a Samples,
+    options: &'a Options,
+    progress: ProgressBar,
+}
+
+/// How a candidate did against fp32.
+struct Measured {
+    error: f64,
+    agreement: Option<f64>,
+    decibels: Option<f64>,
+    ms: f64,
+}
+
+impl Exporter<'_> {
+    fn run(&mut self) -> Result<([StageGraph; 4], Report)> {
+        let mut report = Report::new(self.samples);
+        let (tokenizer, units) = self.tokenizer(&mut report)?;
+        let (lm, head, spoken) = self.language_model(&units, &mut report)?;
+        let decoder = self.decoder(&spoken, &units, &mut report)?;
+        Ok(([tokenizer, lm, head, decoder], report))
+    }
+
+    fn step(&self, message: &str) {
+        self.progress.set_message(message.to_owned());
+        self.progress.inc(1);
+    }
+
+    fn choice(&self, stage: StageName) -> &Choice {
+        let index = StageName::ALL.iter().position(|s| *s == stage).expect("ALL holds every stage");
+        &self.options.choices[index]
+    }
+
+    /// The tokenizer's graph, and the units of the samples as the fp32 graph gives them.
+    fn tokenizer(&self, report: &mut Report) -> Result<(StageGraph, Vec<Vec<i64>>)> {
+        let Checkpoint { tokenizer: config, tokenizer_weights: weights, .. } = self.checkpoint;
+        self.step("tokenizer: proving the fp32 graph");
+        let probe = graphs::tokenizer::draw(config, weights, Precision::Fp32, true)?;
+        let network = self.checkpoint.tokenizer_network()?;
+        let audio: Vec<f32> = self.samples.recordings.concat().into_iter().take(20 * 16_000).collect();
+        let parity = prove::tokenizer(&network, config, &mut Runner::new(&probe)?, &audio)?;
+        proven(StageName::Tokenizer, parity.error())?;
+        ensure!(parity.agreement() > 0.999, "the tokenizer's graph gives other units than its network: {:.4} agree", parity.agreement());
+
+        let fp32 = graphs::tokenizer::draw(config, weights, Precision::Fp32, false)?;
+        let mut reference = Runner::new(&fp32)?;
+        self.step("tokenizer: units of the samples");
+        let chunk = config.chunk_samples();
+        let recordings = &self.samples.recordings;
+        let units =
+            recordings.iter().map(|audio| compare::units_of(&mut reference, chunk, audio)).collect::<Result<Vec<_>, _>>()?;
+        let baseline = Baseline { fp32, parity: parity.error(), ms: reference.median_ms() };
+        let graph = self.choose(StageName::Tokenizer, baseline, report, &|precision| {
+            let graph = graphs::tokenizer::draw(config, weights, precision, false)?;
+            let mut runner = Runner::new(&graph)?;
+            let distance = compare::tokenizer(&units, &mut runner, chunk, recordings)?;
+            let (agreement, ms) = (distance.agreement(), runner.median_ms());
+            Ok((graph, Measured { error: 1.0 - agreement, agreement: Some(agreement), decibels: None, ms }))
+        })?;
+        Ok((graph, units))
+    }
+
+    /// The language model's graphs, and units that it spoke.
+    fn language_model(&self, units: &[Vec<i64>], report: &mut Report) -> Result<(StageGraph, StageGraph, Vec<i64>)> {
+        let Checkpoint { lm: config, lm_weights: weights, vocabulary, .. } = self.checkpoint;
+        self.step("lm: proving the fp32 graphs");
+        let trunk32 = graphs::lm::draw(config, weights, Precision::Fp32)?;
+        let head32 = graphs::head::draw(config, weights, Precision::Fp32)?;
+        let (mut trunk, mut head) = (Runner::new(&trunk32)?, Runner::new(&head32)?);
+        self.step("lm: answering the samples");
+        let mut traces: Vec<Trace> = Vec::new();
+        for question in units {
+            traces.push(compare::answer(config, vocabulary, &mut trunk, &mut head, question)?);
+        }
+        let network = self.checkpoint.lm_network()?;
+        let longest = traces.iter().max_by_key(|t| t.items.len()).context("there are no samples")?;
+        let (text, groups) = prove::lm(&network, config, &mut trunk, &mut head, &longest.items)?;
+        proven(StageName::Lm, text.error())?;
+        proven(StageName::Head, groups.error())?;
+        let reference = compare::decide(config, &mut trunk, &mut head, &traces)?;
+        let spoken = traces.iter().flat_map(|trace| trace.spoken(i64::from(config.end_unit()))).collect();
+
+        // Each half is compared with the other half in fp32, so that its own error shows.
+        let lm_base = Baseline { fp32: trunk32, parity: text.error(), ms: trunk.median_ms() };
+        let head_base = Baseline { fp32: head32, parity: groups.error(), ms: head.median_ms() };
+        let measured = |decided: &Decided, of_text: bool, ms: f64| {
+            let (text, units) = compare::decisions(config, &reference, decided);
+            let distance = if of_text { text } else { units };
+            Measured { error: distance.error(), agreement: Some(distance.agreement()), decibels: None, ms }
+        };
+        let head_cell = std::cell::RefCell::new(head);
+        let lm_graph = self.choose(StageName::Lm, lm_base, report, &|precision| {
+            let graph = graphs::lm::draw(config, weights, precision)?;
+            let mut runner = Runner::new(&graph)?;
+            let decided = compare::decide(config, &mut runner, &mut head_cell.borrow_mut(), &traces)?;
+            Ok((graph, measured(&decided, true, runner.median_ms())))
+        })?;
+        let trunk_cell = std::cell::RefCell::new(trunk);
+        let head_graph = self.choose(StageName::Head, head_base, report, &|precision| {
+            let graph = graphs::head::draw(config, weights, precision)?;
+            let mut runner = Runner::new(&graph)?;
+            let decided = compare::decide(config, &mut trunk_cell.borrow_mut(), &mut runner, &traces)?;
+            Ok((graph, measured(&decided, false, runner.median_ms())))
+        })?;
+        Ok((lm_graph, head_graph, spoken))
+    }
+
+    /// The decoder's graph, compared on what the language model spoke (or, where that is little, on the samples' units).
+    fn decoder(&self, spoken: &[i64], heard: &[Vec<i64>], report: &mut Report) -> Result<StageGraph> {
+        let Checkpoint { decoder: config, decoder_weights: weights, .. } = self.checkpoint;
+        self.step("decoder: proving the fp32 graph");
+        let network = self.checkpoint.decoder_network()?;
+        let initial = prove::decoder_state(&network);
+        let fp32 = graphs::decoder::draw(config, weights, Precision::Fp32, initial.clone())?;
+        let mut reference = Runner::new(&fp32)?;
+        let units: Vec<i64> = spoken.iter().copied().chain(heard.iter().flatten().copied()).take(1000).collect();
+        let parity = prove::decoder(&network, &mut reference, &units[..units.len().min(200)])?;
+        proven(StageName::Decoder, parity.error())?;
+        let spectra: Spectra = compare::decode(&mut reference, &units)?;
+        let baseline = Baseline { fp32, parity: parity.error(), ms: reference.median_ms() };
+        self.choose(StageName::Decoder, baseline, report, &|precision| {
+            let graph = graphs::decoder::draw(config, weights, precision, initial.clone())?;
+            let mut runner = Runner::new(&graph)?;
+            let (distance, decibels) = compare::spectra(&spectra, &compare::decode(&mut runner, &units)?);
+            Ok((graph, Measured { error: distance.error(), agreement: None, decibels: Some(decibels), ms: runner.median_ms() }))
+        })
+    }
+
+    /// The first candidate within the stage's budget.
+    fn choose(
+        &self,
+        stage: StageName,
+        baseline: Baseline,
+        report: &mut Report,
+        draw: &dyn Fn(Precision) -> Result<(StageGraph, Measured)>,
+    ) -> Result<StageGraph> {
+        let choice = self.choice(stage);
+        let mut notes = Vec::new();
+        for &precision in &choice.candidates {
+            self.step(&format!("{stage}: {precision}"));
+            let fp32_bytes = baseline.fp32.onnx.len();
+            let mut entry = StageReport::new(stage, precision, baseline.parity, fp32_bytes, baseline.ms);
+            if precision == Precision::Fp32 {
+                entry.reason = if notes.is_empty() { choice.reason.into() } else { notes.join("; ") };
+                report.stages.push(entry);
+                return Ok(baseline.fp32);
+            }
+            let (graph, measured) = draw(precision)?;
+            let missed = beyond_budget(stage, &measured);
+            if let Some(missed) = &missed {
+                if choice.named && !self.options.force {
+                    bail!(BeyondBudget(format!("{stage} in {precision}: {missed}; leave the form to --int8, or accept it by --force")));
+                }
+                if !choice.named {
+                    notes.push(format!("{precision} was left: {missed}"));
+                    continue;
+                }
+            }
+            entry.bytes = graph.onnx.len();
+            entry.error = measured.error;
+            entry.agreement = measured.agreement;
+            entry.decibels = measured.decibels;
+            entry.ms = measured.ms;
+            entry.reason = if notes.is_empty() { choice.reason.into() } else { notes.join("; ") };
+            report.stages.push(entry);
+            return Ok(graph);
+        }
+        bail!(BeyondBudget(format!("{stage}: no form is within the budget: {}", notes.join("; "))))
+    }
+}
+
+/// A stage in single precision.
+struct Baseline {
+    fp32: StageGraph,
+    parity: f64,
+    ms: f64,
+}
+
+/// An fp32 graph that differs from its network is a defect of the exporter or the engine.
+fn proven(stage: StageName, error: f64) -> Result<()> {
+    // Written so that NaN fails.
+    if error <= FP32_BUDGET {
+        return Ok(());
+    }
+    bail!(BeyondBudget(format!("the {stage} graph does not compute what its network does: error {error:.2e}, budget {FP32_BUDGET:.0e}")))
+}
+
+/// What a candidate misses, if anything.
+fn beyond_budget(stage: StageName, measured: &Measured) -> Option<String> {
+    let agreement = measured.agreement.unwrap_or(1.0);
+    let least = |budget: f64, what: &str| {
+        (agreement < budget).then(|| format!("{:.1} % of {what} agree with fp32, {:.0} % are asked for", 100.0 * agreement, 100.0 * budget))
+    };
+    match stage {
+        StageName::Tokenizer => least(TOKENIZER_BUDGET, "units"),
+        StageName::Lm => least(LM_BUDGET, "text tokens"),
+        StageName::Head => least(HEAD_BUDGET, "units"),
+        StageName::Decoder => {
+            let decibels = measured.decibels.unwrap_or(f64::NAN);
+            // Written so that NaN misses.
+            let within = decibels <= DECODER_BUDGET_DB;
+            (!within).then(|| format!("spectra differ by {decibels:.2} dB, {DECODER_BUDGET_DB:.1} dB are allowed"))
+        }
+    }
+}
+
+fn manifest(checkpoint: &Checkpoint, options: &Options, stages: &[StageGraph; 4], report: &Report) -> Result<Manifest> {
+    let [tokenizer, lm, head, decoder] = stages;
+    let layout = match checkpoint.lm.layout {
+        TrainedLayout::InterleavedWords => Layout::InterleavedWords,
+    };
+    let mut special_tokens = std::collections::BTreeMap::new();
+    for token in SPECIALS {
+        let id = checkpoint.vocabulary.id(token).with_context(|| format!("vocabulary.txt has no {token}"))?;
+        special_tokens.insert(token.to_owned(), id);
+    }
+    Ok(Manifest {
+        format_version: FORMAT_VERSION,
+        name: options.name.clone(),
+        created_by: concat!("sa-export ", env!("CARGO_PKG_VERSION")).into(),
+        source_checkpoint: checkpoint.sha256()?,
+        sample_rate: 16_000,
+        unit_rate: 25,
+        k: checkpoint.tokenizer.units,
+        group: checkpoint.lm.group,
+        layout,
+        transcript: checkpoint.lm.transcript,
+        minimum_memory_mb: report.minimum_memory_mb(),
+        licence: options.licence.clone(),
+        provenance: options.provenance.clone(),
+        vocabulary: FileEntry::named("vocabulary.txt"),
+        special_tokens,
+        stage: Stages { tokenizer: tokenizer.entry(), lm: lm.entry(), head: head.entry(), decoder: decoder.entry() },
+        measured: report.to_toml(),
+    })
+}

@@ -1,0 +1,102 @@
+//! What is inside a bundle, and whether it runs.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use sa_device::bundle::{Bundle, StageName};
+
+use crate::onnx::Precision;
+use crate::prove::{Item, lm_step};
+use crate::runner::Runner;
+
+/// What a bundle holds, where it comes from, what it needs and what was measured, as text.
+pub fn inspect(dir: &Path) -> Result<String> {
+    let bundle = Bundle::open(dir)?;
+    let manifest = bundle.manifest();
+    let mut text = String::new();
+    let mut line = |label: &str, value: String| writeln!(text, "{label:<12} {value}");
+    line("bundle", format!("{} (format {})", manifest.name, manifest.format_version))?;
+    line("made by", manifest.created_by.clone())?;
+    line("from", format!("checkpoint {}", manifest.source_checkpoint))?;
+    line("licence", manifest.licence.clone())?;
+    line("provenance", manifest.provenance.clone())?;
+    line("speech", format!("{} Hz, {} units a second of {}, groups of {}", manifest.sample_rate, manifest.unit_rate, manifest.k, manifest.group))?;
+    let transcript = if manifest.transcript { "with" } else { "without" };
+    line("text", format!("{} tokens, {transcript} a transcript first", bundle.vocabulary().len()))?;
+    line("memory", format!("{} MB", manifest.minimum_memory_mb))?;
+    for name in StageName::ALL {
+        let stage = manifest.stage.get(name);
+        let states: usize = stage.inputs.iter().filter(|t| t.name.starts_with("state.")).map(|t| 4 * t.elements()).sum();
+        let caches: usize = stage.inputs.iter().filter(|t| t.name.starts_with("cache.")).map(|t| 4 * t.elements()).sum();
+        line(
+            name.as_str(),
+            format!(
+                "{}, {:.2} MB, {} a step, latency {} ms, states {:.1} kB, caches {:.1} kB",
+                stage.precision,
+                stage.graph.bytes as f64 / 1e6,
+                match name {
+                    StageName::Tokenizer => format!("{} samples", stage.chunk),
+                    StageName::Decoder => format!("{} units", stage.chunk),
+                    StageName::Lm | StageName::Head => "1 position".into(),
+                },
+                stage.latency_ms,
+                states as f64 / 1e3,
+                caches as f64 / 1e3
+            ),
+        )?;
+    }
+    if !manifest.measured.is_empty() {
+        let measured = toml::to_string(&manifest.measured).context("printing what was measured")?;
+        write!(text, "\nmeasured\n{measured}")?;
+    }
+    Ok(text)
+}
+
+/// Opens a bundle (hashes, shapes, vocabulary) and runs every graph twice. Returns a line a stage.
+pub fn verify(dir: &Path) -> Result<Vec<String>> {
+    let bundle = Bundle::open(dir)?;
+    let mut lines = vec![format!("{}: files, hashes, shapes and vocabulary fit together", dir.display())];
+    for name in StageName::ALL {
+        let entry = bundle.manifest().stage.get(name);
+        let mut runner = Runner::open(&bundle, name).with_context(|| format!("loading the stage {name}"))?;
+        for step in 0..2 {
+            run_once(&bundle, name, &mut runner, step).with_context(|| format!("running the stage {name}"))?;
+        }
+        lines.push(format!("{name}: loads and runs on tract, {} in {:.3} ms a step", entry.precision, runner.median_ms()));
+    }
+    Ok(lines)
+}
+
+/// A step with small inputs; what comes out must be finite, and units in range.
+fn run_once(bundle: &Bundle, name: StageName, runner: &mut Runner, step: usize) -> Result<()> {
+    let manifest = bundle.manifest();
+    let entry = manifest.stage.get(name);
+    let outputs = match name {
+        StageName::Tokenizer => {
+            let audio: Vec<f32> = (0..entry.chunk).map(|n| 0.1 * (n as f32 * 0.05).sin()).collect();
+            let units = runner.step(&[("audio", &audio)], &[])?.i64("units")?;
+            ensure!(units.iter().all(|unit| (0..manifest.k as i64).contains(unit)), "units out of range: {units:?}");
+            return Ok(());
+        }
+        StageName::Lm => {
+            let (logits, hidden) = lm_step(runner, manifest.group, &Item::Token(step as i64 + 1), step)?;
+            [logits, hidden].concat()
+        }
+        StageName::Head => {
+            let width = entry.inputs.iter().map(|input| input.elements()).sum();
+            runner.step(&[("hidden", &vec![0.1; width])], &[])?.f32("unit_logits")?
+        }
+        StageName::Decoder => {
+            let outputs = runner.step(&[], &[("units", &vec![step as i64; entry.chunk])])?;
+            [outputs.f32("log_magnitude")?, outputs.f32("phase")?].concat()
+        }
+    };
+    ensure!(outputs.iter().all(|x| x.is_finite()), "an output is not finite");
+    Ok(())
+}
+
+/// The precision of a name in a manifest or on the command line.
+pub fn precision(name: &str) -> Option<Precision> {
+    [Precision::Fp32, Precision::Fp16, Precision::Int8Weights, Precision::Int8].into_iter().find(|p| p.name() == name)
+}

@@ -1,0 +1,148 @@
+//! What an export measured: printed as a table, stored in `[measured]` of `bundle.toml`.
+
+use std::fmt;
+
+use sa_device::bundle::StageName;
+use toml::{Table, Value};
+
+use crate::onnx::Precision;
+use crate::samples::Samples;
+
+/// Figures of one stage.
+#[derive(Clone, Debug)]
+pub struct StageReport {
+    pub stage: StageName,
+    pub precision: Precision,
+    /// Why this form.
+    pub reason: String,
+    /// Relative L2 of the fp32 graph against the network.
+    pub parity: f64,
+    /// Error of the chosen form against fp32: relative L2 of logits or spectra; of units, the share that differ.
+    pub error: f64,
+    /// Share of units or text tokens that are as in fp32.
+    pub agreement: Option<f64>,
+    /// Mean difference of log-magnitudes.
+    pub decibels: Option<f64>,
+    pub bytes: usize,
+    pub fp32_bytes: usize,
+    /// Median of a step on the engine.
+    pub ms: f64,
+    pub fp32_ms: f64,
+}
+
+impl StageReport {
+    /// The figures of the fp32 graph, to be replaced by those of another form.
+    pub fn new(stage: StageName, precision: Precision, parity: f64, fp32_bytes: usize, fp32_ms: f64) -> Self {
+        Self {
+            stage,
+            precision,
+            reason: String::new(),
+            parity,
+            error: 0.0,
+            agreement: None,
+            decibels: None,
+            bytes: fp32_bytes,
+            fp32_bytes,
+            ms: fp32_ms,
+            fp32_ms,
+        }
+    }
+}
+
+/// Figures of an export.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub stages: Vec<StageReport>,
+    samples: String,
+    seconds: f64,
+}
+
+impl Report {
+    /// An empty report of a comparison on these samples.
+    pub fn new(samples: &Samples) -> Self {
+        Self { stages: Vec::new(), samples: samples.source.clone(), seconds: samples.seconds() }
+    }
+
+    /// Size of all graphs.
+    pub fn bytes(&self) -> usize {
+        self.stages.iter().map(|stage| stage.bytes).sum()
+    }
+
+    /// Memory that the runtime needs, an upper estimate: while a graph is loaded its file, its parsed form and the
+    /// engine's packed weights (single precision, but for 8-bit products) are there at once.
+    pub fn minimum_memory_mb(&self) -> u32 {
+        let resident: usize =
+            self.stages.iter().map(|s| if s.precision == Precision::Int8 { s.bytes } else { s.fp32_bytes }).sum();
+        let largest = self.stages.iter().map(|s| s.fp32_bytes + s.bytes).max().unwrap_or(0);
+        ((resident + largest) / 1_000_000) as u32 + 40
+    }
+
+    /// For `[measured]`.
+    pub fn to_toml(&self) -> Table {
+        let mut table = Table::new();
+        table.insert("engine".into(), "tract".into());
+        table.insert("machine".into(), machine().into());
+        table.insert("samples".into(), self.samples.clone().into());
+        table.insert("seconds".into(), rounded(self.seconds));
+        for stage in &self.stages {
+            let mut entry = Table::new();
+            entry.insert("reason".into(), stage.reason.clone().into());
+            entry.insert("parity_error".into(), rounded(stage.parity));
+            entry.insert("error".into(), rounded(stage.error));
+            if let Some(agreement) = stage.agreement {
+                entry.insert("agreement".into(), rounded(agreement));
+            }
+            if let Some(decibels) = stage.decibels {
+                entry.insert("spectral_distance_db".into(), rounded(decibels));
+            }
+            entry.insert("fp32_bytes".into(), Value::Integer(stage.fp32_bytes as i64));
+            entry.insert("step_ms".into(), rounded(stage.ms));
+            entry.insert("fp32_step_ms".into(), rounded(stage.fp32_ms));
+            table.insert(stage.stage.as_str().into(), Value::Table(entry));
+        }
+        table
+    }
+}
+
+/// Four significant digits.
+fn rounded(value: f64) -> Value {
+    Value::Float(format!("{value:.3e}").parse().unwrap_or(value))
+}
+
+/// The processor's name.
+fn machine() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find(|l| l.starts_with("model name") || l.starts_with("Model"));
+    let name = name.and_then(|line| line.split(':').nth(1)).map_or("unknown", str::trim);
+    format!("{name} ({})", std::env::consts::ARCH)
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        writeln!(f, "compared on {:.0} s of audio: {}", self.seconds, self.samples)?;
+        writeln!(f, "{:<10} {:<13} {:>7} {:>7} {:>9} {:>9} {:>8} {:>9} {:>8}", "stage", "precision", "MB", "fp32", "parity", "error", "agree", "ms/step", "fp32")?;
+        for s in &self.stages {
+            let agreement = match (s.agreement, s.decibels) {
+                (Some(share), _) => format!("{:.2} %", 100.0 * share),
+                (None, Some(decibels)) => format!("{decibels:.2} dB"),
+                (None, None) => "-".into(),
+            };
+            let (mb, fp32_mb) = (s.bytes as f64 / 1e6, s.fp32_bytes as f64 / 1e6);
+            writeln!(
+                f,
+                "{:<10} {:<13} {mb:>7.2} {fp32_mb:>7.2} {:>9.1e} {:>9.1e} {agreement:>8} {:>9.3} {:>8.3}",
+                s.stage.as_str(),
+                s.precision.name(),
+                s.parity,
+                s.error,
+                s.ms,
+                s.fp32_ms
+            )?;
+        }
+        writeln!(f, "{:<10} {:<13} {:>7.2}", "all", "", self.bytes() as f64 / 1e6)?;
+        for s in &self.stages {
+            writeln!(f, "{}: {} ({})", s.stage, s.precision, s.reason)?;
+        }
+        Ok(())
+    }
+}
