@@ -78,18 +78,19 @@ pub fn answer(
         group.resize(config.group, end);
         feed(&mut trace, Item::Group(group))?;
     }
-    let (mut logits, mut hidden) = feed(&mut trace, Item::Token(i64::from(special::TRANSCRIBE)))?;
+    let (mut logits, _) = feed(&mut trace, Item::Token(i64::from(special::TRANSCRIBE)))?;
     let mut speaking = false;
     while trace.texts.len() < TEXTS && trace.items.len() < last {
         let token = arg_max(&logits) as u32;
         trace.texts.push(trace.items.len() - 1);
+        let mut hidden;
         (logits, hidden) = feed(&mut trace, Item::Token(i64::from(token)))?;
         match token {
             special::END => break,
             special::SPEAK => speaking = true,
             special::RESULT => {
                 for id in vocabulary.encode("ok") {
-                    (logits, hidden) = feed(&mut trace, Item::Token(i64::from(id)))?;
+                    (logits, _) = feed(&mut trace, Item::Token(i64::from(id)))?;
                 }
             }
             _ if speaking && !vocabulary.is_special(token) && !vocabulary.is_letter(token) => {
@@ -123,17 +124,20 @@ pub struct Decided {
 }
 
 /// Runs the sequences of `traces` through a trunk and a head, and collects the logits at the decisions. Every graph
-/// reads the same sequence, so that one different token does not make all that follow it incomparable.
+/// reads the same sequence, so that one different token does not make all that follow it incomparable. Where nothing
+/// was spoken (an untrained model may never speak) the head is asked after every text token.
 pub fn decide(config: &lm::Config, trunk: &mut Runner, head: &mut Runner, traces: &[Trace]) -> Result<Decided, RunError> {
     let mut decided = Decided::default();
+    let silent = traces.iter().all(|trace| trace.groups.is_empty());
     for trace in traces {
         trunk.reset()?;
+        let groups = if silent { &trace.texts } else { &trace.groups };
         for (position, item) in trace.items.iter().enumerate() {
             let (logits, hidden) = lm_step(trunk, config.group, item, position)?;
             if trace.texts.contains(&position) {
                 decided.texts.push(logits);
             }
-            if trace.groups.contains(&position) {
+            if groups.contains(&position) {
                 decided.groups.push(head.step(&[("hidden", &hidden)], &[])?.f32("unit_logits")?);
             }
         }

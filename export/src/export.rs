@@ -20,10 +20,11 @@ use crate::report::{Report, StageReport};
 use crate::runner::Runner;
 use crate::samples::Samples;
 
-/// Least share of equal units of a quantised tokenizer.
-pub const TOKENIZER_BUDGET: f64 = 0.98;
-/// Least share of equal text tokens of a quantised language model, and of equal units of its head.
-pub const LM_BUDGET: f64 = 0.98;
+/// Least share of equal units of a quantised tokenizer: the bar is 98 %, and the samples are few.
+pub const TOKENIZER_BUDGET: f64 = 0.985;
+/// Least share of equal text tokens of a quantised language model: a reply of 20 tokens is wrong by one of them.
+pub const LM_BUDGET: f64 = 0.995;
+/// Least share of equal units of a quantised head: a different unit of a sound is a nuance, not an error.
 pub const HEAD_BUDGET: f64 = 0.95;
 /// Greatest mean difference of a quantised decoder's log-magnitudes in dB.
 pub const DECODER_BUDGET_DB: f64 = 1.0;
@@ -189,8 +190,7 @@ impl Exporter<'_> {
         self.step("tokenizer: units of the samples");
         let chunk = config.chunk_samples();
         let recordings = &self.samples.recordings;
-        let units =
-            recordings.iter().map(|audio| compare::units_of(&mut reference, chunk, audio)).collect::<Result<Vec<_>, _>>()?;
+        let units = recordings.iter().map(|audio| compare::units_of(&mut reference, chunk, audio)).collect::<Result<Vec<_>, _>>()?;
         let baseline = Baseline { fp32, parity: parity.error(), ms: reference.median_ms() };
         let graph = self.choose(StageName::Tokenizer, baseline, report, &|precision| {
             let graph = graphs::tokenizer::draw(config, weights, precision, false)?;
@@ -331,7 +331,7 @@ fn proven(stage: StageName, error: f64) -> Result<()> {
 fn beyond_budget(stage: StageName, measured: &Measured) -> Option<String> {
     let agreement = measured.agreement.unwrap_or(1.0);
     let least = |budget: f64, what: &str| {
-        (agreement < budget).then(|| format!("{:.1} % of {what} agree with fp32, {:.0} % are asked for", 100.0 * agreement, 100.0 * budget))
+        (agreement < budget).then(|| format!("{:.1} % of {what} agree with fp32, {:.1} % are asked for", 100.0 * agreement, 100.0 * budget))
     };
     match stage {
         StageName::Tokenizer => least(TOKENIZER_BUDGET, "units"),

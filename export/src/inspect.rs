@@ -21,7 +21,10 @@ pub fn inspect(dir: &Path) -> Result<String> {
     line("from", format!("checkpoint {}", manifest.source_checkpoint))?;
     line("licence", manifest.licence.clone())?;
     line("provenance", manifest.provenance.clone())?;
-    line("speech", format!("{} Hz, {} units a second of {}, groups of {}", manifest.sample_rate, manifest.unit_rate, manifest.k, manifest.group))?;
+    line(
+        "speech",
+        format!("{} Hz, {} units a second of {}, groups of {}", manifest.sample_rate, manifest.unit_rate, manifest.k, manifest.group),
+    )?;
     let transcript = if manifest.transcript { "with" } else { "without" };
     line("text", format!("{} tokens, {transcript} a transcript first", bundle.vocabulary().len()))?;
     line("memory", format!("{} MB", manifest.minimum_memory_mb))?;

@@ -2,8 +2,8 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sa_models::decoder::Decoder;
-use sa_models::lm::{self, Network};
 use sa_models::lm::network::Cache;
+use sa_models::lm::{self, Network};
 use sa_models::tokenizer::{Tokenizer, TokenizerConfig};
 
 use crate::runner::{RunError, Runner};
@@ -72,12 +72,7 @@ fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 }
 
 /// The tokenizer's graph (drawn with `features`) on `audio`, chunk by chunk.
-pub fn tokenizer(
-    network: &Tokenizer,
-    config: &TokenizerConfig,
-    runner: &mut Runner,
-    audio: &[f32],
-) -> Result<Distance, RunError> {
+pub fn tokenizer(network: &Tokenizer, config: &TokenizerConfig, runner: &mut Runner, audio: &[f32]) -> Result<Distance, RunError> {
     let device = Device::flex();
     let mut state = network.initial_state(&device);
     let mut distance = Distance::default();
@@ -112,9 +107,8 @@ pub fn decoder(network: &Decoder, runner: &mut Runner, units: &[i64]) -> Result<
         let outputs = runner.step(&[], &[("units", chunk)])?;
         let input = Tensor::<2, Int>::from_data(TensorData::new(chunk.to_vec(), [1, chunk.len()]), &device);
         let frames = floats(network.step(input, &mut state)); // [8, 2 bins]
-        let split = |start: usize| -> Vec<f32> {
-            frames.chunks_exact(2 * bins).flat_map(|frame| &frame[start..start + bins]).copied().collect()
-        };
+        let split =
+            |start: usize| -> Vec<f32> { frames.chunks_exact(2 * bins).flat_map(|frame| &frame[start..start + bins]).copied().collect() };
         distance.values(&split(0), &outputs.f32("log_magnitude")?);
         distance.values(&split(bins), &outputs.f32("phase")?);
     }
@@ -145,9 +139,7 @@ pub fn lm(
         let outputs = lm_step(runner, config.group, item, position)?;
         let row = match item {
             Item::Token(id) => network.embed_tokens(Tensor::from_data(TensorData::new(vec![*id], [1]), &device)),
-            Item::Group(units) => {
-                network.embed_groups(Tensor::from_data(TensorData::new(units.clone(), [1, units.len()]), &device))
-            }
+            Item::Group(units) => network.embed_groups(Tensor::from_data(TensorData::new(units.clone(), [1, units.len()]), &device)),
         };
         let (logits, hidden) = network.step(config, row, &mut cache);
         let unit_logits = floats(network.unit_logits(hidden.clone()));

@@ -71,8 +71,7 @@ impl Report {
     /// Memory that the runtime needs, an upper estimate: while a graph is loaded its file, its parsed form and the
     /// engine's packed weights (single precision, but for 8-bit products) are there at once.
     pub fn minimum_memory_mb(&self) -> u32 {
-        let resident: usize =
-            self.stages.iter().map(|s| if s.precision == Precision::Int8 { s.bytes } else { s.fp32_bytes }).sum();
+        let resident: usize = self.stages.iter().map(|s| if s.precision == Precision::Int8 { s.bytes } else { s.fp32_bytes }).sum();
         let largest = self.stages.iter().map(|s| s.fp32_bytes + s.bytes).max().unwrap_or(0);
         ((resident + largest) / 1_000_000) as u32 + 40
     }
@@ -120,7 +119,11 @@ fn machine() -> String {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         writeln!(f, "compared on {:.0} s of audio: {}", self.seconds, self.samples)?;
-        writeln!(f, "{:<10} {:<13} {:>7} {:>7} {:>9} {:>9} {:>8} {:>9} {:>8}", "stage", "precision", "MB", "fp32", "parity", "error", "agree", "ms/step", "fp32")?;
+        writeln!(
+            f,
+            "{:<10} {:<13} {:>7} {:>7} {:>9} {:>9} {:>8} {:>9} {:>8}",
+            "stage", "precision", "MB", "fp32", "parity", "error", "agree", "ms/step", "fp32"
+        )?;
         for s in &self.stages {
             let agreement = match (s.agreement, s.decibels) {
                 (Some(share), _) => format!("{:.2} %", 100.0 * share),

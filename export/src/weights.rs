@@ -55,23 +55,15 @@ impl Weights {
         let tensors = self.parsed()?;
         let path = || self.path.clone();
         let Ok(view) = tensors.tensor(name) else {
-            return Err(WeightsError::Missing {
-                path: path(),
-                name: name.into(),
-                nearest: nearest(name, &tensors.names()),
-            });
+            return Err(WeightsError::Missing { path: path(), name: name.into(), nearest: nearest(name, &tensors.names()) });
         };
         if view.shape() != shape {
             let (expected, actual) = (shape.into(), view.shape().into());
             return Err(WeightsError::Shape { path: path(), name: name.into(), expected, actual });
         }
         let data: Vec<f32> = match view.dtype() {
-            Dtype::F32 => {
-                view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-            }
-            Dtype::F16 => {
-                view.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
-            }
+            Dtype::F32 => view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Dtype::F16 => view.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
             actual => return Err(WeightsError::Type { path: path(), name: name.into(), actual }),
         };
         if data.iter().any(|x| !x.is_finite()) {

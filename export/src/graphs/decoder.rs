@@ -15,12 +15,7 @@ pub const CHUNK: usize = 2;
 const NORM_EPSILON: f32 = 1e-6;
 
 /// Draws the graph. `initial` is the state after the start padding, in the order of the `state.*` inputs.
-pub fn draw(
-    config: &DecoderConfig,
-    weights: &Weights,
-    precision: Precision,
-    initial: Vec<f32>,
-) -> Result<StageGraph, WeightsError> {
+pub fn draw(config: &DecoderConfig, weights: &Weights, precision: Precision, initial: Vec<f32>) -> Result<StageGraph, WeightsError> {
     let d = config.dimension;
     let mut graph = Graph::new(
         "decoder",
@@ -112,8 +107,5 @@ fn normalised(row: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
     let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
     let variance = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
     let scale = 1.0 / (variance + f64::from(NORM_EPSILON)).sqrt();
-    row.iter()
-        .zip(weight.iter().zip(bias))
-        .map(|(&x, (&w, &b))| ((f64::from(x) - mean) * scale) as f32 * w + b)
-        .collect()
+    row.iter().zip(weight.iter().zip(bias)).map(|(&x, (&w, &b))| ((f64::from(x) - mean) * scale) as f32 * w + b).collect()
 }

@@ -11,10 +11,8 @@ use crate::weights::{Weights, WeightsError};
 /// Draws the graph.
 pub fn draw(config: &Config, weights: &Weights, precision: Precision) -> Result<StageGraph, WeightsError> {
     let (d, group, outputs) = (config.hidden_size, config.group, config.units + 1);
-    let mut graph = Graph::new(
-        "head",
-        "GroupModel: the hidden state joined by G learnt queries through a small encoder; unit logits of one group.",
-    );
+    let mut graph =
+        Graph::new("head", "GroupModel: the hidden state joined by G learnt queries through a small encoder; unit logits of one group.");
     let g = &mut graph;
     let hidden = g.input("hidden", DataType::F32, &[1, d]);
     let input = weights.tensor("head.input.weight", &[d, d])?;

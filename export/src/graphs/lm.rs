@@ -82,13 +82,7 @@ pub fn draw(config: &Config, weights: &Weights, precision: Precision) -> Result<
 }
 
 /// The row of a group: its units' embeddings side by side through the adaptor.
-fn group_row(
-    graph: &mut Graph,
-    weights: &Weights,
-    config: &Config,
-    units: &Value,
-    precision: Precision,
-) -> Result<Value, WeightsError> {
+fn group_row(graph: &mut Graph, weights: &Weights, config: &Config, units: &Value, precision: Precision) -> Result<Value, WeightsError> {
     let (e, wide) = (config.unit_embedding_size, config.group * config.unit_embedding_size);
     let table = weights.tensor("unit_embedding.weight", &[config.units + 1, e])?;
     let adaptor = weights.tensor("adaptor.weight", &[config.hidden_size, wide])?;

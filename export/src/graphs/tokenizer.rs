@@ -15,12 +15,7 @@ const MASKED: f32 = -1e9;
 
 /// Draws the graph. With `features` the rows before the nearest centroid come out too (`features` f32 `[1, 8, d]`):
 /// for the proof; a bundle's graph gives units only.
-pub fn draw(
-    config: &TokenizerConfig,
-    weights: &Weights,
-    precision: Precision,
-    features: bool,
-) -> Result<StageGraph, WeightsError> {
+pub fn draw(config: &TokenizerConfig, weights: &Weights, precision: Precision, features: bool) -> Result<StageGraph, WeightsError> {
     let (d, samples) = (config.width, config.chunk_samples());
     let mut graph = Graph::new(
         "tokenizer",
@@ -100,14 +95,7 @@ fn log_mel(graph: &mut Graph, audio: &Value) -> Value {
 }
 
 /// Causal convolution of kernel 4 and stride 2 as one product over neighbouring pairs: `[2T, c]` to `[T, d]`.
-fn strided(
-    graph: &mut Graph,
-    weights: &Weights,
-    name: &str,
-    x: &Value,
-    d: usize,
-    precision: Precision,
-) -> Result<Value, WeightsError> {
+fn strided(graph: &mut Graph, weights: &Weights, name: &str, x: &Value, d: usize, precision: Precision) -> Result<Value, WeightsError> {
     let (rows, c) = (x.shape()[0], x.shape()[1]);
     let weight = weights.tensor(&format!("{name}.weight"), &[d, 4 * c])?;
     let bias = weights.tensor(&format!("{name}.bias"), &[d])?;

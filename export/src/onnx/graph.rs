@@ -9,8 +9,8 @@ use half::f16;
 use prost::Message;
 use tract_onnx::pb::tensor_proto::DataType as OnnxType;
 use tract_onnx::pb::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
-    TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_shape_proto, type_proto,
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto,
+    TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_shape_proto, type_proto,
 };
 
 /// The operator set that the graphs are written for (LayerNormalization joined in 17).
@@ -252,11 +252,7 @@ impl Graph {
             producer_version: env!("CARGO_PKG_VERSION").into(),
             model_version: 1,
             doc_string: self.proto.doc_string.clone(),
-            metadata_props: self
-                .metadata
-                .into_iter()
-                .map(|(key, value)| StringStringEntryProto { key, value })
-                .collect(),
+            metadata_props: self.metadata.into_iter().map(|(key, value)| StringStringEntryProto { key, value }).collect(),
             graph: Some(self.proto),
             ..ModelProto::default()
         };
@@ -273,8 +269,7 @@ fn value_info(value: &Value) -> ValueInfoProto {
             ..Default::default()
         })
         .collect();
-    let tensor =
-        type_proto::Tensor { elem_type: value.data_type.onnx(), shape: Some(TensorShapeProto { dim }) };
+    let tensor = type_proto::Tensor { elem_type: value.data_type.onnx(), shape: Some(TensorShapeProto { dim }) };
     ValueInfoProto {
         name: value.name.clone(),
         r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() }),
@@ -287,8 +282,6 @@ fn attribute(key: &str, value: &Attribute) -> AttributeProto {
     match value {
         Attribute::Int(i) => AttributeProto { r#type: AttributeType::Int as i32, i: *i, ..base },
         Attribute::Float(f) => AttributeProto { r#type: AttributeType::Float as i32, f: *f, ..base },
-        Attribute::Ints(ints) => {
-            AttributeProto { r#type: AttributeType::Ints as i32, ints: ints.to_vec(), ..base }
-        }
+        Attribute::Ints(ints) => AttributeProto { r#type: AttributeType::Ints as i32, ints: ints.to_vec(), ..base },
     }
 }

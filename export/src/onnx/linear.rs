@@ -113,9 +113,7 @@ impl Graph {
                 let wide = self.cast(&stored, DataType::F32);
                 self.mul(&wide, &scales)
             }
-            Precision::Fp32 | Precision::Int8 => {
-                self.constant_f32("weight", &shape, &transposed(weight, outputs, inputs))
-            }
+            Precision::Fp32 | Precision::Int8 => self.constant_f32("weight", &shape, &transposed(weight, outputs, inputs)),
         }
     }
 
@@ -128,9 +126,7 @@ impl Graph {
             &[],
             &[(DataType::U8, x.shape.clone()), (DataType::F32, vec![]), (DataType::U8, vec![])],
         );
-        let [x8, x_scale, x_zero] = quantised.as_slice() else {
-            unreachable!("node_many returns as many values as it was given shapes")
-        };
+        let [x8, x_scale, x_zero] = quantised.as_slice() else { unreachable!("node_many returns as many values as it was given shapes") };
         let mut parts = Vec::new();
         for range in split(outputs, inputs) {
             let (q, scales) = quantise_per_channel(&weight[range.start * inputs..range.end * inputs], inputs);
@@ -138,8 +134,7 @@ impl Graph {
             let zero = self.constant_i8("weight_zero", &[], &[0]);
             let mut shape = x.shape.clone();
             *shape.last_mut().expect("the input of a layer has an axis") = range.len();
-            let product =
-                self.node("MatMulInteger", "matmul_integer", &[x8, &q, x_zero, &zero], &[], DataType::I32, shape);
+            let product = self.node("MatMulInteger", "matmul_integer", &[x8, &q, x_zero, &zero], &[], DataType::I32, shape);
             let wide = self.cast(&product, DataType::F32);
             let scales = self.constant_f32("weight_scale", &[range.len()], &scales);
             let scale = self.mul(x_scale, &scales);

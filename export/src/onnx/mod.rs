@@ -9,3 +9,6 @@ mod ops;
 
 pub use graph::{DataType, Graph, Value};
 pub use linear::{Precision, SPLIT_ELEMENTS, quantise_per_channel};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! What the builder writes loads into tract and computes what its name says.
+
+use prost::Message;
+use tract_onnx::pb::ModelProto;
+use tract_onnx::prelude::*;
+
+use super::{DataType, Graph, Precision, SPLIT_ELEMENTS, Value, quantise_per_channel};
+
+/// Seeded numbers in -0.5..0.5.
+fn noise(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// Runs a graph of f32 inputs and outputs.
+fn run(graph: Graph, inputs: &[(&[usize], &[f32])]) -> Vec<Vec<f32>> {
+    let bytes = graph.encode();
+    let plan = onnx().model_for_read(&mut &bytes[..]).and_then(|m| m.into_optimized()).and_then(|m| m.into_runnable());
+    let inputs = inputs.iter().map(|(shape, data)| Tensor::from_shape(shape, data).expect("fits").into()).collect();
+    let outputs = plan.expect("tract loads it").run(inputs).expect("runs");
+    outputs.iter().map(|o| o.to_plain_array_view::<f32>().expect("f32").iter().copied().collect()).collect()
+}
+
+/// One input, one operation, one output.
+fn apply(shape: &[usize], x: &[f32], op: impl FnOnce(&mut Graph, &Value) -> Value) -> Vec<f32> {
+    let mut graph = Graph::new("test", "");
+    let input = graph.input("x", DataType::F32, shape);
+    let output = op(&mut graph, &input);
+    graph.output("y", &output);
+    run(graph, &[(shape, x)]).remove(0)
+}
+
+fn near(actual: &[f32], expected: impl IntoIterator<Item = f32>) {
+    let expected: Vec<f32> = expected.into_iter().collect();
+    assert_eq!(actual.len(), expected.len());
+    for (i, (a, b)) in actual.iter().zip(&expected).enumerate() {
+        assert!((a - b).abs() < 1e-5, "element {i}: {a} for {b}");
+    }
+}
+
+/// Relative L2.
+fn error(actual: &[f32], expected: &[f32]) -> f32 {
+    let difference: f32 = actual.iter().zip(expected).map(|(a, b)| (a - b).powi(2)).sum();
+    (difference / expected.iter().map(|b| b.powi(2)).sum::<f32>()).sqrt()
+}
+
+#[test]
+fn activations_and_norms() {
+    let x = noise(12, 1);
+    near(&apply(&[3, 4], &x, |g, x| g.silu(x)), x.iter().map(|x| x / (1.0 + (-x).exp())));
+    near(&apply(&[3, 4], &x, |g, x| g.relu(x)), x.iter().map(|x| x.max(0.0)));
+    // Values of the normal distribution's Φ.
+    near(&apply(&[3], &[-1.0, 0.0, 2.0], |g, x| g.gelu(x)), [-0.158_655_25, 0.0, 1.954_499_7]);
+    let (weight, bias) = (noise(4, 2), noise(4, 3));
+    let rows = |norm: &dyn Fn(&[f32]) -> Vec<f32>| x.chunks_exact(4).flat_map(norm).collect::<Vec<_>>();
+    let layer = rows(&|row| {
+        let mean = row.iter().sum::<f32>() / 4.0;
+        let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / 4.0;
+        (0..4).map(|i| (row[i] - mean) / (variance + 1e-5).sqrt() * weight[i] + bias[i]).collect()
+    });
+    near(&apply(&[3, 4], &x, |g, x| g.layer_norm(x, &weight, &bias, 1e-5)), layer);
+    let rms = rows(&|row| {
+        let mean = row.iter().map(|x| x * x).sum::<f32>() / 4.0;
+        (0..4).map(|i| row[i] / (mean + 1e-6).sqrt() * weight[i]).collect()
+    });
+    near(&apply(&[3, 4], &x, |g, x| g.rms_norm(x, &weight, 1e-6)), rms);
+    let soft = rows(&|row| {
+        let sum: f32 = row.iter().map(|x| x.exp()).sum();
+        row.iter().map(|x| x.exp() / sum).collect()
+    });
+    near(&apply(&[3, 4], &x, |g, x| g.softmax(x)), soft);
+}
+
+#[test]
+fn shapes_slices_and_products() {
+    let x = noise(12, 4);
+    near(&apply(&[3, 4], &x, |g, x| g.transpose(x, &[1, 0])), (0..12).map(|i| x[i % 3 * 4 + i / 3]));
+    near(&apply(&[3, 4], &x, |g, x| g.slice(x, -1, 1, 3)), [1, 2, 5, 6, 9, 10].map(|i| x[i]));
+    let twice = apply(&[3, 4], &x, |g, x| g.concat(&[x, x], 0));
+    near(&twice, x.iter().chain(&x).copied());
+    let squared = apply(&[3, 4], &x, |g, x| {
+        let columns = g.transpose(x, &[1, 0]);
+        g.matmul(x, &columns)
+    });
+    near(&squared, (0..9).map(|i| (0..4).map(|k| x[i / 3 * 4 + k] * x[i % 3 * 4 + k]).sum()));
+    near(&apply(&[3, 4], &x, |g, x| g.reduce_mean(x)), x.chunks_exact(4).map(|row| row.iter().sum::<f32>() / 4.0));
+    let clipped = apply(&[12], &x, |g, x| g.clip(x, -0.1, 0.1));
+    near(&clipped, x.iter().map(|x| x.clamp(-0.1, 0.1)));
+}
+
+#[test]
+fn strided_and_depthwise_convolutions() {
+    let (x, w) = (noise(2 * 9, 5), noise(3 * 2 * 4, 6));
+    let strided = apply(&[1, 2, 9], &x, |g, x| {
+        let weight = g.kernel(&w, &[3, 2, 4], Precision::Fp32);
+        g.conv(x, &weight, None, 2, 1)
+    });
+    let at = |o: usize, t: usize| (0..2).map(|c| (0..4).map(|k| x[c * 9 + 2 * t + k] * w[(o * 2 + c) * 4 + k]).sum::<f32>()).sum();
+    near(&strided, (0..9).map(|i| at(i / 3, i % 3)));
+    let w = noise(2 * 3, 7);
+    let depthwise = apply(&[1, 2, 9], &x, |g, x| {
+        let weight = g.kernel(&w, &[2, 1, 3], Precision::Fp32);
+        g.conv(x, &weight, None, 1, 2)
+    });
+    near(&depthwise, (0..14).map(|i| (0..3).map(|k| x[i / 7 * 9 + i % 7 + k] * w[i / 7 * 3 + k]).sum()));
+}
+
+#[test]
+fn a_layer_is_near_in_every_precision() {
+    let (m, k, n) = (5, 192, 100);
+    let (x, w, b) = (noise(m * k, 8), noise(n * k, 9), noise(n, 10));
+    let expected: Vec<f32> = (0..m * n).map(|i| b[i % n] + (0..k).map(|j| x[i / n * k + j] * w[i % n * k + j]).sum::<f32>()).collect();
+    for (precision, budget) in [(Precision::Fp32, 1e-6), (Precision::Fp16, 5e-4), (Precision::Int8Weights, 5e-3), (Precision::Int8, 1e-2)] {
+        let y = apply(&[m, k], &x, |g, x| g.linear(x, &w, Some(&b), precision));
+        assert!(error(&y, &expected) < budget, "{precision}: {}", error(&y, &expected));
+    }
+}
+
+#[test]
+fn large_weights_are_split_and_joined_in_order() {
+    let (k, n) = (2048, 1100); // 2.1 parts
+    let (x, w) = (noise(k, 11), noise(n * k, 12));
+    let mut graph = Graph::new("test", "");
+    let input = graph.input("x", DataType::F32, &[1, k]);
+    let output = graph.linear(&input, &w, None, Precision::Int8);
+    graph.output("y", &output);
+    let model = ModelProto::decode(&graph.encode()[..]).expect("well formed").graph.expect("a graph");
+    let parts: Vec<i64> =
+        model.initializer.iter().filter(|t| t.name.starts_with("weight") && t.dims.len() == 2).map(|t| t.dims[1]).collect();
+    assert_eq!(parts, [512, 512, 76]);
+    assert!(parts.iter().all(|n| *n as usize * k <= SPLIT_ELEMENTS));
+    let y = apply(&[1, k], &x, |g, x| g.linear(x, &w, None, Precision::Int8));
+    let expected: Vec<f32> = w.chunks_exact(k).map(|row| row.iter().zip(&x).map(|(w, x)| w * x).sum()).collect();
+    assert!(error(&y, &expected) < 1e-2, "{}", error(&y, &expected));
+}
+
+#[test]
+fn quantised_weights_are_within_half_a_step() {
+    let mut weight = noise(6 * 50, 13);
+    weight[..50].fill(0.0); // a row of zeros has a scale all the same
+    weight[50] = 30.0; // an outlier harms its own row only
+    let (quantised, scales) = quantise_per_channel(&weight, 50);
+    assert_eq!(scales.len(), 6);
+    for (i, (w, q)) in weight.iter().zip(&quantised).enumerate() {
+        let scale = scales[i / 50];
+        assert!(scale > 0.0 && (w - f32::from(*q) * scale).abs() <= 0.5001 * scale);
+    }
+    assert!(scales[2] < 0.5 / 127.0);
+}
+
+#[test]
+fn names_are_unique_and_read_like_paths() {
+    let mut graph = Graph::new("test", "what it is for");
+    graph.metadata("stage", "test");
+    let x = graph.input("x", DataType::F32, &[2, 2]);
+    let y = graph.scope("block.0", |g| g.scope("norm", |g| g.rms_norm(&x, &[1.0, 1.0], 1e-6)));
+    let z = graph.scope("block.0", |g| g.scope("norm", |g| g.rms_norm(&y, &[1.0, 1.0], 1e-6)));
+    graph.output("z", &z);
+    assert_eq!((graph.inputs()[0].name(), graph.outputs()[0].shape()), ("x", &[2, 2][..]));
+    let model = ModelProto::decode(&graph.encode()[..]).expect("well formed");
+    assert_eq!((model.producer_name.as_str(), model.metadata_props[0].key.as_str()), ("sa-export", "stage"));
+    let graph = model.graph.expect("a graph");
+    assert_eq!(graph.doc_string, "what it is for");
+    let names: std::collections::BTreeSet<&str> = graph.node.iter().map(|node| node.name.as_str()).collect();
+    assert_eq!(names.len(), graph.node.len());
+    assert!(names.contains("block.0.norm.rms_norm.mul"));
+    assert!(graph.initializer.iter().all(|tensor| !tensor.raw_data.is_empty()));
+}
+
+#[test]
+#[should_panic(expected = "do not broadcast")]
+fn a_shape_that_does_not_fit_stops_the_drawing() {
+    let mut graph = Graph::new("test", "");
+    let a = graph.input("a", DataType::F32, &[2, 3]);
+    let b = graph.input("b", DataType::F32, &[2, 4]);
+    graph.add(&a, &b);
+}
