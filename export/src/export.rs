@@ -74,7 +74,7 @@ impl Choice {
 pub struct Options {
     pub checkpoint: PathBuf,
     pub output: PathBuf,
-    /// Folder of WAV files for the comparisons.
+    /// Folder of WAV files, or a corpus, for the comparisons.
     pub samples: Option<PathBuf>,
     /// By stage, in the order of [`StageName::ALL`].
     pub choices: [Choice; 4],

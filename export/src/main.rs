@@ -32,7 +32,7 @@ struct Cli {
     /// The form of one stage, such as lm=int8-weights (fp32, fp16, int8-weights, int8); overrides --int8
     #[arg(long, value_name = "STAGE=FORM", value_delimiter = ',', value_parser = stage_form)]
     precision: Vec<(StageName, Precision)>,
-    /// WAV files to compare the quantised graphs on (built-in sounds otherwise)
+    /// Folder of WAV files, or a corpus, to compare the quantised graphs on (built-in sounds otherwise)
     #[arg(long, value_name = "DIR")]
     samples: Option<PathBuf>,
     /// The bundle's name (the output folder's otherwise)

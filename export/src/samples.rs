@@ -1,14 +1,17 @@
-//! Audio that graphs are compared on: WAV files of a folder, or seeded sounds where there is none.
+//! Audio that graphs are compared on: WAV files of a folder, test questions of a corpus, or seeded sounds where there
+//! is neither.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use sa_models::corpus::wave;
+use sa_models::corpus::{Corpus, Split, wave};
 
 /// Most seconds of one file, and of all of them: enough for figures, quick enough for every export.
 const FILE_SECONDS: usize = 20;
 const TOTAL_SECONDS: usize = 240;
 const RATE: usize = 16_000;
+/// Questions taken from a corpus.
+const CORPUS_QUESTIONS: usize = 100;
 
 /// Audio for the comparisons.
 pub struct Samples {
@@ -19,8 +22,34 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// The WAV files of a folder in order of their names, up to four minutes.
+    /// The WAV files of a folder in order of their names, or test questions of a corpus from all over it: up to four
+    /// minutes.
     pub fn read(dir: &Path) -> Result<Self> {
+        match dir.join("manifest.json").is_file() {
+            true => Self::of_corpus(dir),
+            false => Self::of_folder(dir),
+        }
+    }
+
+    fn of_corpus(dir: &Path) -> Result<Self> {
+        let corpus = Corpus::open(dir).with_context(|| format!("opening the corpus {}", dir.display()))?;
+        let questions = corpus.questions(Split::Test);
+        ensure!(!questions.is_empty(), "the corpus {} has no test questions", dir.display());
+        let mut recordings = Vec::new();
+        let mut left = TOTAL_SECONDS * RATE;
+        for question in questions.iter().step_by(questions.len().div_ceil(CORPUS_QUESTIONS)) {
+            let mut audio = corpus.audio(question).with_context(|| format!("reading question {}", question.id))?;
+            audio.truncate(left.min(FILE_SECONDS * RATE));
+            left -= audio.len();
+            recordings.push(audio);
+            if left == 0 {
+                break;
+            }
+        }
+        Ok(Self { source: format!("{} test questions of {}", recordings.len(), dir.display()), recordings })
+    }
+
+    fn of_folder(dir: &Path) -> Result<Self> {
         let entries = std::fs::read_dir(dir).with_context(|| format!("opening the samples folder {}", dir.display()))?;
         let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
         paths.retain(|path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("wav")));
