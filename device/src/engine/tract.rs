@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tract_onnx::prelude::*;
-use tract_onnx::tract_hir::internal::{SimpleState, TypedOp};
+use tract_onnx::tract_core::runtime::DefaultRuntime;
 
 use super::{Engine, EngineError, Session};
 use crate::bundle::{DType, StageEntry, TensorEntry};
@@ -22,18 +22,20 @@ impl Engine for Tract {
 
     fn load(&self, path: &Path, declared: &StageEntry) -> Result<Box<dyn Session>, EngineError> {
         let failed = |e: TractError| EngineError::Load { engine: NAME, path: path.to_owned(), message: chain(&e) };
-        let model = onnx().model_for_path(path).map_err(failed)?;
+        let mut file = std::fs::File::open(path).map_err(|e| failed(e.into()))?;
+        // By the reader and the runtime, which are not generic: their code is then compiled in tract, not here again.
+        let model = onnx().model_for_read(&mut file).map_err(failed)?;
         // Names are read here: optimisation renames nodes.
         let inputs = order(path, "input", &declared.inputs, &names(&model, &model.inputs))?;
         let outputs = order(path, "output", &declared.outputs, &names(&model, &model.outputs))?;
-        let model = model.into_optimized().map_err(failed)?;
+        let plan = DefaultRuntime.prepare(model.into_typed().map_err(failed)?).map_err(failed)?;
         for (i, entry) in inputs.iter().enumerate() {
-            same(path, "input", entry, model.input_fact(i).map_err(failed)?)?;
+            same(path, "input", entry, plan.input_fact(i).map_err(failed)?)?;
         }
         for (i, entry) in outputs.iter().enumerate() {
-            same(path, "output", entry, model.output_fact(i).map_err(failed)?)?;
+            same(path, "output", entry, plan.output_fact(i).map_err(failed)?)?;
         }
-        let state = model.into_runnable().map_err(failed)?.spawn().map_err(failed)?;
+        let state = plan.spawn().map_err(failed)?;
         let mut values = Vec::with_capacity(inputs.len());
         for entry in &inputs {
             let zeros = Tensor::zero_aligned_dt(datum(entry.dtype), &entry.shape, 64).map_err(failed)?;
@@ -46,7 +48,7 @@ impl Engine for Tract {
 /// Inputs are `Arc`s that only the session holds between runs, so they are written in place; during a run tract
 /// holds a second reference and therefore never overwrites them.
 struct TractSession {
-    state: SimpleState<TypedFact, Box<dyn TypedOp>>,
+    state: Box<dyn State>,
     inputs: Vec<TensorEntry>,
     outputs: Vec<TensorEntry>,
     values: Vec<Arc<Tensor>>,

@@ -6,7 +6,7 @@ use serde::Deserialize;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Turns that are remembered; older ones are forgotten.
+    /// Turns that are remembered; older ones are forgotten. The nano agent was trained with up to two.
     pub history_turns: usize,
     /// Seconds of a question; less where the model's context is short.
     pub question_seconds: f64,
@@ -31,7 +31,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            history_turns: 3,
+            history_turns: 2,
             question_seconds: 30.0,
             transcript_words: 48,
             call_words: 24,

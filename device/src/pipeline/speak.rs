@@ -67,13 +67,12 @@ impl Agent {
                 self.voice.speak(&group[..speech])?;
                 turn.units.extend_from_slice(&group[..speech]);
             }
-            let closed = speech < size;
-            // A short group is filled with END units.
-            self.lm.step(LmInput::Group(&group))?;
             while let Some(samples) = self.voice.ready()? {
                 play(&samples, turn, clock, device, listener)?;
             }
-            if closed {
+            // A short group is filled with END units.
+            self.lm.step(LmInput::Group(&group))?;
+            if speech < size {
                 break;
             }
         }
