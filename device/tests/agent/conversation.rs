@@ -182,18 +182,21 @@ fn turns_are_remembered_as_text() {
     }
 }
 
-/// Memory matters: with a model that follows nothing but its cache, the turn before changes the answer, and
-/// forgetting changes it back.
+/// Memory matters: the turn before changes what some random models answer, and forgetting changes it back.
 #[test]
 fn the_turn_before_matters_until_it_is_forgotten() {
-    let tiny = Tiny { script: &[("<transcribe>", "light"), ("light", "<agent>"), ("<agent>", "<speak>")], seed: 3, ..Tiny::default() };
-    let (_dir, mut agent) = agent(&tiny, Settings::default());
-    let (first, ..) = ask(&mut agent, 16_000, 320);
-    let (second, ..) = ask(&mut agent, 16_000, 320);
-    assert_ne!((&first.reply_text, &first.units), (&second.reply_text, &second.units));
-    agent.forget().expect("runs");
-    let (again, ..) = ask(&mut agent, 16_000, 320);
-    assert_eq!((first.reply_text, first.units), (again.reply_text, again.units));
+    let mut changed = 0;
+    for seed in 1..12 {
+        let script = &[("<transcribe>", "light"), ("light", "<agent>"), ("<agent>", "<speak>")];
+        let (_dir, mut agent) = agent(&Tiny { script, seed, ..Tiny::default() }, Settings::default());
+        let said = |turn: Turn| (turn.reply_text, turn.units);
+        let first = said(ask(&mut agent, 8000, 320).0);
+        let second = said(ask(&mut agent, 8000, 320).0);
+        agent.forget().expect("runs");
+        assert_eq!(said(ask(&mut agent, 8000, 320).0), first);
+        changed += usize::from(second != first);
+    }
+    assert!(changed > 0);
 }
 
 #[test]
