@@ -32,12 +32,12 @@ lint:
 	cargo clippy --workspace --all-targets -- -D warnings
 
 bench:
-	@tests/setup.sh demo
-	@tests/figures.sh speed
+	@tests/setup.sh bench
+	@tests/figures.py size speed
 
 figures:
 	@tests/setup.sh train
-	@tests/figures.sh all
+	@tests/figures.py all
 
 train:
 	@tests/setup.sh train

@@ -137,6 +137,8 @@ def ask(args, group, number, names, others):
     turns = [event for event in map(json.loads, run.stdout.splitlines()) if event["event"] == "turn"]
     if len(turns) != len(group["rows"]):
         raise SystemExit(f"evaluate: {len(turns)} turns for {len(group['rows'])} questions")
+    for row, turn in zip(group["rows"], turns):
+        turn["output"] = os.path.join(answers, f"{row['id']}.wav")
     return turns
 
 
@@ -150,7 +152,7 @@ def score(row, turn):
         "id": row["id"], "set": row["set"], "category": row["category"], "voice": row["voice"], "question": row["text"],
         "heard": turn["transcript"], "calls": calls, "expected_call": expected.get("call"), "reply": turn["reply_text"],
         "expected_reply": expected["reply"], "call_right": call_right, "reply_right": reply_right,
-        "right": call_right and reply_right, "heard_right": turn["transcript"] == row["text"], "output": turn.get("output"),
+        "right": call_right and reply_right, "heard_right": turn["transcript"] == row["text"], "output": turn["output"],
         "timing_ms": turn["timing_ms"], "real_time_factor": turn["real_time_factor"], "stopped": turn["stopped"],
     }
 

@@ -5,7 +5,7 @@
 
 Writes NN-category.wav, samples.jsonl (what is said, and the right answer) and replies.txt (what the agent may
 say, trained and not: the domain of the judge). Which questions are taken is left to the seed, not to how well
-the agent answers them. The first turn of a follow-up is spoken by the same synthesiser voice.
+the agent answers them. The first turn of a follow-up, which a corpus has as text only, is spoken by flite.
 """
 
 import argparse
@@ -15,10 +15,11 @@ import json
 import os
 import random
 import subprocess
+import tempfile
 import wave
 
-CLOCK = {"time", "date"}  # tools whose answer nobody can write down beforehand
 REPLIES = 4000
+FOLLOW_UPS = 3
 
 
 def read_lines(pattern):
@@ -41,14 +42,25 @@ def audio_of(path, row):
 
 
 def speak(voice, text):
-    """The text in an espeak-ng voice, as 16 kHz samples."""
-    import audioop  # of the standard library up to Python 3.12
-
+    """The text in the same flite voice, or in flite slt for a voice of espeak-ng, as 16 kHz samples."""
     kind, _, name = voice.partition(":")
-    voice = name.split("/")[0] if kind.startswith("espeak") and name else "en-us"
-    run = subprocess.run(["espeak-ng", "-v", voice, "--stdout", text], check=True, capture_output=True)
-    # espeak-ng cannot seek in a pipe: its header does not know the length
-    return audioop.ratecv(run.stdout[44:], 2, 1, 22050, 16000, None)[0]
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        subprocess.run(["flite", "-voice", name if kind == "flite" else "slt", "-t", text, "-o", file.name], check=True)
+        with wave.open(file.name, "rb") as spoken:
+            return spoken.readframes(spoken.getnframes())
+
+
+def usable(row):
+    """A spoken question whose tool the demo has (the time of another city is a tool that a user may add)."""
+    return row["text"] and row["dialogue"] and not (row["dialogue"]["call"] or "").startswith("time ")
+
+
+def is_follow_up(row):
+    """Understood only after the question before, which called the same tool with the same result."""
+    if len(row["history"]) != 1 or not row["text"].startswith(("and ", "what about ", "how about ")):
+        return False
+    before, now = row["history"][0], row["dialogue"]
+    return bool(before["call"] and now["call"]) and before["call"].split()[0] == now["call"].split()[0] and before["result"] == now["result"]
 
 
 def choose(rows, count, rng):
@@ -90,7 +102,7 @@ def main():
     args = parser.parse_args()
     rng = random.Random(args.seed)
     all_rows = list(read_lines(os.path.join(args.corpus, "questions", "*.jsonl")))
-    rows = [item for item in all_rows if item[1]["split"] == "test" and item[1]["set"] in ("trained", "timbre")]
+    rows = [item for item in all_rows if item[1]["split"] == "test" and item[1]["set"] in ("trained", "timbre") and usable(item[1])]
     os.makedirs(args.output, exist_ok=True)
     for old in glob.glob(os.path.join(args.output, "*.wav")):
         os.remove(old)
@@ -99,20 +111,23 @@ def main():
     def add(turn, category, voice, samples, follows):
         name = f"{len(lines) + 1:02}-{category.replace(' ', '-')}.wav"
         store(os.path.join(args.output, name), samples)
-        line = {"wav": name, "text": turn["question"], "call": turn["call"], "category": category, "voice": voice}
-        if (turn["call"] or "").split(" ")[0] not in CLOCK:
-            line["reply"], line["result"] = turn["reply"], turn["result"]
+        line = {"wav": name, "text": turn["question"], "call": turn["call"], "result": turn["result"], "reply": turn["reply"]}
+        line.update(category=category, voice=voice)
         if follows:
             line["follows"] = True
         lines.append(line)
 
-    for path, row in choose(rows, args.count, rng):
-        for index, before in enumerate(row["history"]):
-            add(before, row["category"], row["voice"], speak(row["voice"], before["question"]), index > 0)
-        add(row["dialogue"], row["category"], row["voice"], audio_of(path, row), bool(row["history"]))
+    alone = [item for item in rows if not item[1]["history"]]
+    for path, row in choose(alone, args.count - FOLLOW_UPS, rng):
+        add(row["dialogue"], row["category"], row["voice"], audio_of(path, row), False)
+    pairs = [item for item in rows if is_follow_up(item[1])]
+    for path, row in rng.sample(pairs, min(FOLLOW_UPS, len(pairs))):
+        before = row["history"][0]
+        add(before, row["category"], row["voice"], speak(row["voice"], before["question"]), False)
+        add(row["dialogue"], row["category"], row["voice"], audio_of(path, row), True)
     with open(os.path.join(args.output, "samples.jsonl"), "w", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
-    replies = sorted({row["dialogue"]["reply"] for _, row in all_rows})
+    replies = sorted({row["dialogue"]["reply"] for _, row in all_rows if row["dialogue"]})
     if len(replies) > REPLIES:
         replies = sorted(rng.sample(replies, REPLIES))
     with open(os.path.join(args.output, "replies.txt"), "w", encoding="utf-8") as file:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what `make demo`, `make test` or `make train` lack, and says what. Rust itself is assumed.
-#   tests/setup.sh demo|test|train
+#   tests/setup.sh demo|bench|test|train
 set -euo pipefail
-wanted=${1:?demo, test or train}
+wanted=${1:?demo, bench, test or train}
 SA_CACHE=${SA_CACHE:-${HOME:-/var/tmp}/.cache/sa}
 VENV=$SA_CACHE/judge-venv
 POCKETSPHINX=5.1.1
@@ -12,10 +12,10 @@ command -v cargo >/dev/null || { echo "setup: no cargo; Rust 1.95 or newer is as
 missing=()
 need() { command -v "$1" >/dev/null || missing+=("$2"); } # program, Debian package
 need cc gcc
-if [ "$wanted" != demo ]; then
+[ "$wanted" = demo ] || need python3 python3 # measures and judges
+if [ "$wanted" = test ] || [ "$wanted" = train ]; then
   need espeak-ng espeak-ng # voices and phones of the corpus
   need flite flite # the voice that the agent copies
-  need python3 python3 # the judge
   python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 fi
 if [ ${#missing[@]} -gt 0 ]; then
@@ -27,7 +27,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
-if [ "$wanted" != demo ] && [ "$(cat "$VENV/installed" 2>/dev/null)" != "$POCKETSPHINX" ]; then
+if { [ "$wanted" = test ] || [ "$wanted" = train ]; } && [ "$(cat "$VENV/installed" 2>/dev/null)" != "$POCKETSPHINX" ]; then
   echo "setup: installing pocketsphinx $POCKETSPHINX (the judge of the tests, no part of the product) into $VENV"
   rm -rf "$VENV"
   mkdir -p "$SA_CACHE"

@@ -90,6 +90,11 @@ impl Talk {
         self
     }
 
+    pub fn environment(mut self, name: &str, value: &Path) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
     pub fn flag(mut self, flag: &str) -> Self {
         self.command.arg(flag);
         self
@@ -151,6 +156,11 @@ impl Outcome {
     /// The JSON events that were printed.
     pub fn events(&self) -> Result<Vec<Value>> {
         self.stdout.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not an event: {line}"))).collect()
+    }
+
+    /// What was printed, without the many events of speech: for messages.
+    pub fn brief(&self) -> String {
+        self.stdout.lines().filter(|line| !line.contains(r#""event":"speech""#)).collect::<Vec<_>>().join("\n")
     }
 
     /// The events of one kind.

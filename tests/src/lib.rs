@@ -29,8 +29,9 @@ pub struct Sample {
     pub wav: PathBuf,
     pub text: String,
     pub call: Option<String>,
-    /// Missing where the answer depends on the clock.
-    pub reply: Option<String>,
+    /// What the tool answered when the reply was written down.
+    pub result: Option<String>,
+    pub reply: String,
     pub category: String,
     pub voice: String,
     /// Is understood only after the question before.
@@ -62,6 +63,27 @@ pub fn conversations() -> Result<Vec<Vec<Sample>>> {
         }
     }
     Ok(all)
+}
+
+/// A question that needs no tool.
+pub fn plain_question() -> Result<Sample> {
+    samples()?.into_iter().find(|sample| sample.call.is_none()).context("every sample calls a tool")
+}
+
+/// Writes a tools.toml into `folder` whose tools answer as they did when the replies of these samples were written down.
+pub fn tools_for(conversation: &[Sample], folder: &Path) -> Result<PathBuf> {
+    let mut tools = std::collections::BTreeMap::new();
+    for sample in conversation {
+        if let (Some(call), Some(result)) = (&sample.call, &sample.result) {
+            let name = call.split(' ').next().unwrap_or_default();
+            let before = tools.insert(name.to_owned(), result.clone());
+            anyhow::ensure!(before.is_none_or(|before| before == *result), "tool {name} has two results in one conversation");
+        }
+    }
+    let path = folder.join("tools.toml");
+    let text: String = tools.iter().map(|(name, result)| format!("[tool.{name}]\nanswer = {result:?}\n")).collect();
+    std::fs::write(&path, text)?;
+    Ok(path)
 }
 
 /// Copies the bundle under test to where a test may damage it.

@@ -42,7 +42,7 @@ pub struct ToolsFile {
 
 /// One tool.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
+#[serde(try_from = "Entry")]
 pub enum ToolEntry {
     /// Always the same result.
     Answer { answer: String },
@@ -50,20 +50,43 @@ pub enum ToolEntry {
     Program {
         /// The program and its arguments, with placeholders.
         program: Vec<String>,
-        #[serde(flatten)]
         limits: Limits,
     },
 }
 
 /// What a program may take.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
-    #[serde(default = "seconds")]
     pub seconds: f64,
-    #[serde(default = "output_bytes")]
     pub output_bytes: usize,
-    #[serde(default)]
     pub environment: Vec<String>,
+}
+
+/// One tool as it is written: every key is known, so that a misspelt limit is not a limit left out.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    answer: Option<String>,
+    program: Option<Vec<String>>,
+    #[serde(default = "seconds")]
+    seconds: f64,
+    #[serde(default = "output_bytes")]
+    output_bytes: usize,
+    #[serde(default)]
+    environment: Vec<String>,
+}
+
+impl TryFrom<Entry> for ToolEntry {
+    type Error = &'static str;
+
+    fn try_from(entry: Entry) -> Result<Self, Self::Error> {
+        let Entry { answer, program, seconds, output_bytes, environment } = entry;
+        match (answer, program) {
+            (Some(answer), None) => Ok(Self::Answer { answer }),
+            (None, Some(program)) => Ok(Self::Program { program, limits: Limits { seconds, output_bytes, environment } }),
+            _ => Err("a tool has either a `program` or an `answer`"),
+        }
+    }
 }
 
 fn seconds() -> f64 {
@@ -80,7 +103,8 @@ impl ToolsFile {
         let text = std::fs::read_to_string(path).map_err(|source| ToolsError::Read { path: path.to_owned(), source })?;
         let mut file: Self =
             toml::from_str(&text).map_err(|e| ToolsError::Parse { path: path.to_owned(), message: e.to_string().trim_end().to_owned() })?;
-        let folder = path.parent().unwrap_or(Path::new("."));
+        // A bare file name has the empty path as its folder; joined to that, a program would be looked for in PATH.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         for (tool, entry) in &mut file.tool {
             let refuse = |message: String| ToolsError::Tool { path: path.to_owned(), tool: tool.clone(), message };
             if tool.is_empty() || !tool.chars().all(|c| c.is_ascii_lowercase() || c == '\'') {
@@ -140,7 +164,9 @@ mod tests {
             ("[tool.light]\nprogram = [\"x\"]\nseconds = 90", "at most 30"),
             ("[tool.light]\nprogram = [\"x\"]\nseconds = nan", "at most 30"),
             ("[tools.light]\nanswer = \"ok\"", "unknown field"),
-            ("[tool.light]\n", "tool"),
+            ("[tool.light]\n", "either a `program` or an `answer`"),
+            ("[tool.light]\nanswer = \"ok\"\nprogram = [\"x\"]", "either a `program` or an `answer`"),
+            ("[tool.light]\nprogram = [\"x\"]\ntimeout = 1", "unknown field `timeout`"),
         ] {
             let message = load(text).expect_err(text).to_string();
             assert!(message.contains(part), "{message}");

@@ -75,10 +75,10 @@ fn values_that_do_not_fit_together_are_named() -> Result<()> {
             })
         }
     };
-    refused("format_version", integer("format_version", 99)).or_else(|_| refused("version", integer("format_version", 99)))?;
+    refused("format_version", integer("format_version", 99))?;
     refused("sample_rate", integer("sample_rate", 8_000))?;
-    refused("k", integer("k", 123))?;
-    refused("group", integer("group", 3)).or_else(|_| refused("units", integer("group", 3)))?;
+    refused("unit_logits", integer("k", 123))?;
+    refused("`units`", integer("group", 3))?;
     refused("bundle.toml", |bundle| Ok(fs::write(bundle.join("bundle.toml"), "this is = not [toml")?))?;
     refused("bundle.toml", |bundle| Ok(fs::write(bundle.join("bundle.toml"), "")?))
 }

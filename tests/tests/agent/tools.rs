@@ -31,11 +31,11 @@ fn ask(script: &str, folder: &Path) -> Result<Outcome> {
 
 /// The call was made, its failure is told, and there is a spoken answer.
 fn failure_is_told(outcome: &Outcome, folder: &Path) -> Result<()> {
-    ensure!(outcome.of_kind("call")?.len() == 1, "no call: {}", outcome.stdout);
+    ensure!(outcome.of_kind("call")?.len() == 1, "no call: {}", outcome.brief());
     let result = outcome.of_kind("result")?;
-    ensure!(result.len() == 1 && result[0]["problem"].is_string(), "the failure is not told: {}", outcome.stdout);
+    ensure!(result.len() == 1 && result[0]["problem"].is_string(), "the failure is not told: {}", outcome.brief());
     let turn = outcome.of_kind("turn")?;
-    ensure!(turn.len() == 1 && !turn[0]["reply_text"].as_str().unwrap_or("").is_empty(), "no reply: {}", outcome.stdout);
+    ensure!(turn.len() == 1 && !turn[0]["reply_text"].as_str().unwrap_or("").is_empty(), "no reply: {}", outcome.brief());
     ensure!(fs::metadata(folder.join("a.wav"))?.len() > 8_000, "no spoken answer");
     Ok(())
 }
@@ -71,8 +71,8 @@ fn a_tool_that_prints_rubbish() -> Result<()> {
     {
         let folder = tempfile::tempdir()?;
         let outcome = ask(script, folder.path())?;
-        ensure!(outcome.of_kind("turn")?.len() == 1, "{script}: {}", outcome.stdout);
-        ensure!(outcome.of_kind("call")?.len() == 1, "{script}: words of a result became a call: {}", outcome.stdout);
+        ensure!(outcome.of_kind("turn")?.len() == 1, "{script}: {}", outcome.brief());
+        ensure!(outcome.of_kind("call")?.len() == 1, "{script}: words of a result became a call: {}", outcome.brief());
         ensure!(outcome.peak_mb < 150.0, "{script}: peak {} MB", outcome.peak_mb);
     }
     Ok(())
