@@ -1,6 +1,7 @@
 //! `sa-align lm`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -32,6 +33,9 @@ pub struct Args {
     /// Stop after so many minutes of this call; the next call goes on
     #[arg(long, value_name = "M")]
     minutes: Option<f64>,
+    /// End this call after M minutes with the learning rate down, however many of the steps were done
+    #[arg(long, value_name = "M", conflicts_with = "minutes")]
+    finish_in: Option<f64>,
     /// Sequences a step
     #[arg(long, default_value_t = 40)]
     batch: usize,
@@ -125,7 +129,7 @@ pub fn run(args: Args) -> Result<()> {
     let common = CommonArgs {
         corpus: args.corpus.clone(),
         output: output.clone(),
-        minutes: args.minutes,
+        minutes: args.finish_in.or(args.minutes),
         seed: args.seed,
         device: args.device,
         save_every: args.save_every,
@@ -139,6 +143,7 @@ pub fn run(args: Args) -> Result<()> {
         device: args.device.device()?,
         fused: args.device == DeviceChoice::Cpu && !config.model.attention_bias,
         threads: args.threads,
+        finish_in: args.finish_in.map(|minutes| Duration::from_secs_f64(minutes * 60.0)),
     };
     let run = Run::open(&output, &config, args.steps, &common)?;
     train(&config, &resources, run)?;

@@ -6,9 +6,12 @@
 //! Field paths are the tensor names of the checkpoint, as Hugging Face has them: `model.layers.0.self_attn.q_proj.weight`.
 //! This is the definition; [`super::fused`] computes the same gradients faster on the CPU, and a test holds them together.
 
-use burn::module::{Initializer, Module, Param};
-use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
+use burn::module::{Module, Param};
+use burn::nn::{Embedding, Linear, RmsNorm, RmsNormConfig};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData, activation};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use super::config::Config;
 use super::sequence::Batch;
@@ -98,18 +101,32 @@ impl Cache {
     }
 }
 
-/// Normal weights of variance 1 / inputs, times `gain` squared.
-fn linear(inputs: usize, outputs: usize, bias: bool, gain: f64, device: &Device) -> Linear {
-    let initializer = Initializer::Normal { mean: 0.0, std: gain / (inputs as f64).sqrt() };
-    let mut layer = LinearConfig::new(inputs, outputs).with_bias(false).with_initializer(initializer).init(device);
-    if bias {
-        layer.bias = Some(Initializer::Zeros.init([outputs], device));
-    }
-    layer
+/// Draws initial weights from a generator of its own, so that the seed alone decides them.
+struct Draw<'a> {
+    rng: ChaCha8Rng,
+    device: &'a Device,
 }
 
-fn embedding(rows: usize, width: usize, std: f64, device: &Device) -> Embedding {
-    EmbeddingConfig::new(rows, width).with_initializer(Initializer::Normal { mean: 0.0, std }).init(device)
+impl Draw<'_> {
+    /// Normal values (Box-Muller), `std` wide.
+    fn normal(&mut self, shape: [usize; 2], std: f64) -> Param<Tensor<2>> {
+        let mut value = || {
+            let (radius, angle) = (1.0 - self.rng.random::<f64>(), self.rng.random_range(0.0..std::f64::consts::TAU));
+            (std * (-2.0 * radius.ln()).sqrt() * angle.cos()) as f32
+        };
+        let values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| value()).collect();
+        Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), self.device))
+    }
+
+    /// Weights of variance gain² / inputs; a bias of zeros.
+    fn linear(&mut self, inputs: usize, outputs: usize, bias: bool, gain: f64) -> Linear {
+        let bias = bias.then(|| Param::from_tensor(Tensor::zeros([outputs], self.device)));
+        Linear { weight: self.normal([inputs, outputs], gain / (inputs as f64).sqrt()), bias }
+    }
+
+    fn embedding(&mut self, rows: usize, width: usize, std: f64) -> Embedding {
+        Embedding { weight: self.normal([rows, width], std) }
+    }
 }
 
 struct BlockSize {
@@ -125,24 +142,25 @@ struct BlockSize {
 }
 
 impl Block {
-    fn new(size: &BlockSize, device: &Device) -> Self {
+    fn new(size: &BlockSize, draw: &mut Draw<'_>) -> Self {
+        let device = draw.device;
         let norm = || RmsNormConfig::new(size.width).with_epsilon(size.eps).init(device);
         let residual = 1.0 / (2.0 * size.depth as f64).sqrt();
         let keys = size.kv_heads * size.head_dim;
         Self {
             input_layernorm: norm(),
             self_attn: Attention {
-                q_proj: linear(size.width, size.heads * size.head_dim, size.bias, 1.0, device),
-                k_proj: linear(size.width, keys, size.bias, 1.0, device),
-                v_proj: linear(size.width, keys, size.bias, 1.0, device),
-                o_proj: linear(size.heads * size.head_dim, size.width, false, residual, device),
+                q_proj: draw.linear(size.width, size.heads * size.head_dim, size.bias, 1.0),
+                k_proj: draw.linear(size.width, keys, size.bias, 1.0),
+                v_proj: draw.linear(size.width, keys, size.bias, 1.0),
+                o_proj: draw.linear(size.heads * size.head_dim, size.width, false, residual),
                 head_dim: size.head_dim,
             },
             post_attention_layernorm: norm(),
             mlp: Mlp {
-                gate_proj: linear(size.width, size.hidden, false, 1.0, device),
-                up_proj: linear(size.width, size.hidden, false, 1.0, device),
-                down_proj: linear(size.hidden, size.width, false, residual, device),
+                gate_proj: draw.linear(size.width, size.hidden, false, 1.0),
+                up_proj: draw.linear(size.width, size.hidden, false, 1.0),
+                down_proj: draw.linear(size.hidden, size.width, false, residual),
             },
         }
     }
@@ -234,7 +252,14 @@ pub fn rope_tables(head_dim: usize, theta: f64, start: usize, length: usize) -> 
 }
 
 impl Network {
+    /// A network with random weights, the same on every call.
     pub fn new(config: &Config, device: &Device) -> Self {
+        Self::seeded(config, 0, device)
+    }
+
+    /// A network with the random weights of `seed`.
+    pub fn seeded(config: &Config, seed: u64, device: &Device) -> Self {
+        let mut draw = Draw { rng: ChaCha8Rng::seed_from_u64(seed), device };
         let d = config.hidden_size;
         let norm = || RmsNormConfig::new(d).with_epsilon(config.rms_norm_eps).init(device);
         let trunk = BlockSize {
@@ -259,18 +284,18 @@ impl Network {
         };
         Self {
             model: Trunk {
-                embed_tokens: embedding(config.vocab_size, d, 0.06, device),
-                layers: (0..config.num_hidden_layers).map(|_| Block::new(&trunk, device)).collect(),
+                embed_tokens: draw.embedding(config.vocab_size, d, 0.06),
+                layers: (0..config.num_hidden_layers).map(|_| Block::new(&trunk, &mut draw)).collect(),
                 norm: norm(),
             },
-            unit_embedding: embedding(config.units + 1, config.unit_embedding_size, 0.3, device),
-            adaptor: linear(config.group * config.unit_embedding_size, d, false, 1.0, device),
+            unit_embedding: draw.embedding(config.units + 1, config.unit_embedding_size, 0.3),
+            adaptor: draw.linear(config.group * config.unit_embedding_size, d, false, 1.0),
             head: GroupModel {
-                input: linear(d, d, false, 1.0, device),
-                queries: Initializer::Normal { mean: 0.0, std: 1.0 }.init([config.group, d], device),
-                layers: (0..config.head.num_hidden_layers).map(|_| Block::new(&head, device)).collect(),
+                input: draw.linear(d, d, false, 1.0),
+                queries: draw.normal([config.group, d], 1.0),
+                layers: (0..config.head.num_hidden_layers).map(|_| Block::new(&head, &mut draw)).collect(),
                 norm: norm(),
-                output: linear(d, config.units + 1, false, 1.0, device),
+                output: draw.linear(d, config.units + 1, false, 1.0),
             },
         }
     }

@@ -83,8 +83,16 @@ fn run(dir: &std::path::Path, config: &TrainConfig, vocabulary: &Vocabulary, mat
     let args =
         CommonArgs { corpus: dir.into(), output: dir.into(), minutes, seed: config.seed, device: DeviceChoice::Cpu, save_every: total };
     let (grammar, dev) = (grammar(), Material::default());
-    let resources =
-        Resources { vocabulary, grammar: &grammar, train: material, dev: &dev, device: Device::flex(), fused: true, threads: 1 };
+    let resources = Resources {
+        vocabulary,
+        grammar: &grammar,
+        train: material,
+        dev: &dev,
+        device: Device::flex(),
+        fused: true,
+        threads: 1,
+        finish_in: None,
+    };
     train(config, &resources, Run::open(dir, config, total, &args).expect("opened")).expect("trained")
 }
 
@@ -264,6 +272,7 @@ fn rehearsal() {
         device: Device::flex(),
         fused: true,
         threads: number("THREADS", 1) as usize,
+        finish_in: None,
     };
     let steps = number("STEPS", 100);
     let network = train(&config, &resources, Run::open(dir.path(), &config, steps, &args).expect("opened")).expect("trained");

@@ -1,5 +1,7 @@
 //! The training loop of the group LM.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result};
 use burn::optim::GradientsParams;
 use burn::tensor::Device;
@@ -45,12 +47,17 @@ pub struct Resources<'a> {
     pub device: Device,
     pub fused: bool,
     pub threads: usize,
+    /// Bring the learning rate down within so much time of this call, however many steps that allows (such a run cannot be
+    /// repeated bit by bit).
+    pub finish_in: Option<Duration>,
 }
 
 /// Sequences in one pass of the fused gradients: small enough for the caches.
 const SHARD: usize = 16;
 /// Steps between two looks at the dev set.
 const DEV_EVERY: u64 = 100;
+/// Steps between two checkpoints, for who wants to listen to an unfinished model.
+const CHECKPOINT_EVERY: u64 = 500;
 /// Spoken questions in a look at the dev set.
 const DEV_QUESTIONS: usize = 64;
 
@@ -73,6 +80,11 @@ fn look(config: &TrainConfig, parameters: &Parameters, composer: &Composer<'_>, 
     sum(&gradients(&config.model, parameters, &shards, config.unit_weight, threads).scores)
 }
 
+fn write(run: &Run, config: &Config, network: &Network) -> Result<()> {
+    let dir = run.dir().join("checkpoint");
+    checkpoint::save(&dir, config, network, Precision::F32).with_context(|| format!("while writing the checkpoint {}", dir.display()))
+}
+
 /// Trains until `run`'s last step or deadline; the folder `checkpoint` of the run then holds the network.
 ///
 /// # Errors
@@ -83,12 +95,20 @@ pub fn train(config: &TrainConfig, resources: &Resources<'_>, mut run: Run) -> R
         Composer { vocabulary: resources.vocabulary, group: model.group, end_unit: model.end_unit(), transcript: model.transcript };
     let mut sampler = Sampler::new(model, &config.mix, composer.clone(), resources.train, resources.grammar, config.seed, config.batch)?;
     let device = resources.device.clone().autodiff();
-    device.seed(config.seed);
-    let network = Network::new(model, &device);
+    let network = Network::seeded(model, config.seed, &device);
     let (mut network, mut optimizer, start) = run.resume(network, Optimizer::new(config.optimizer.clone()))?;
     let total = run.total();
+    if start >= total {
+        write(&run, model, &network)?; // a kill may have come between the last state and its checkpoint
+    }
+    let begin = Instant::now();
     for step in start..total {
-        let clock = std::time::Instant::now();
+        let clock = Instant::now();
+        // Where the schedule stands: at the step, or further where time runs out sooner than the steps.
+        let scheduled = resources.finish_in.map_or(step, |limit| {
+            let share = begin.elapsed().as_secs_f64() / limit.as_secs_f64();
+            step.max(start + ((total - start) as f64 * share) as u64).min(total)
+        });
         let sequences = sampler.batch(step);
         let mut values: Vec<(String, f64)> = Vec::new();
         let norm;
@@ -116,19 +136,21 @@ pub fn train(config: &TrainConfig, resources: &Resources<'_>, mut run: Run) -> R
             }
             let mut burn = GradientsParams::new();
             gradient.parameters.register(&network, &mut burn, &resources.device);
-            (network, norm) = optimizer.apply(network, burn, step, total);
+            (network, norm) = optimizer.apply(network, burn, scheduled, total);
         } else {
             let loss = network.loss(model, &Batch::new(&sequences, model.group), config.unit_weight, &device);
             values.push(("loss".into(), loss.clone().into_scalar::<f32>().into()));
-            (network, norm) = optimizer.step(network, loss.backward(), step, total);
+            (network, norm) = optimizer.step(network, loss.backward(), scheduled, total);
         }
         values.extend([("norm".into(), norm.into()), ("sequences/s".into(), sequences.len() as f64 / clock.elapsed().as_secs_f64())]);
         let values: Vec<(&str, f64)> = values.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-        if run.finish_step(step + 1, &values, &network, &optimizer)? == Next::Stop {
+        let stop = run.finish_step(step + 1, &values, &network, &optimizer)? == Next::Stop;
+        if stop || (step + 1) % CHECKPOINT_EVERY == 0 {
+            write(&run, model, &network)?;
+        }
+        if stop {
             break;
         }
     }
-    let dir = run.dir().join("checkpoint");
-    checkpoint::save(&dir, model, &network, Precision::F32).with_context(|| format!("while writing the checkpoint {}", dir.display()))?;
     Ok(network)
 }
