@@ -51,7 +51,7 @@ pub struct HeadConfig {
 }
 
 impl Config {
-    /// The nano model of this project: 4.6 M parameters at 1,500 text tokens.
+    /// The nano model of this project: 4.9 M parameters at 1,000 text tokens.
     pub fn nano(vocab_size: usize, units: usize) -> Self {
         Self {
             architecture: "sa-group-lm".into(),
