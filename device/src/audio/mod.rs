@@ -92,8 +92,8 @@ pub trait AudioDevice {
     fn discard(&mut self);
 }
 
-/// Is the folder of an output there?
-pub(crate) fn check_folder(output: &Path) -> Result<(), AudioError> {
+/// Is the folder of an output there? To be asked before the work begins.
+pub fn check_folder(output: &Path) -> Result<(), AudioError> {
     let dir = match output.parent() {
         Some(dir) if dir.as_os_str().is_empty() => Path::new("."),
         Some(dir) => dir,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
-use sa_device::audio::{AudioDevice, AudioError, Pace, WavDevice};
+use sa_device::audio::{self, AudioDevice, AudioError, Pace, WavDevice};
 use sa_device::pipeline::{Agent, AgentError, Event};
 use sa_device::tools::Tools;
 
@@ -90,6 +90,7 @@ fn outputs(args: &Args) -> anyhow::Result<Vec<PathBuf>> {
         if args.input.len() > 1 {
             return Err(Usage(format!("--output is for one question; with {} give --output-dir DIR", args.input.len())).into());
         }
+        audio::check_folder(output)?;
         return Ok(vec![output.clone()]);
     }
     let Some(dir) = &args.output_dir else { return Ok(Vec::new()) };

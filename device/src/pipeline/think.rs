@@ -16,8 +16,8 @@ const RESERVE: usize = 4;
 pub(super) enum Next {
     /// A word, of one token or spelled; it has been read.
     Word(Vec<u32>),
-    /// One of the tokens that may end the words; it has **not** been read.
-    Ended(u32),
+    /// The token that ends the words; it has **not** been read.
+    Ended,
 }
 
 impl Agent {
@@ -99,19 +99,14 @@ impl Agent {
         }
     }
 
-    /// Words up to `end` (not read) or to the limit.
+    /// Words up to `end` (not read), to the limit, or until they go round in circles.
     fn write_words(&mut self, end: u32, limit: usize) -> Result<String, AgentError> {
-        let mut tokens = Vec::new();
-        for _ in 0..limit {
-            if self.full() {
-                break;
-            }
-            match self.next_word(end)? {
-                Next::Word(word) => tokens.extend(word),
-                Next::Ended(_) => break,
-            }
+        let mut words = Vec::new();
+        while words.len() < limit && !self.full() && !circles(&words) {
+            let Next::Word(tokens) = self.next_word(end)? else { break };
+            words.push(self.vocabulary().decode(&tokens));
         }
-        Ok(self.vocabulary().decode(&tokens))
+        Ok(words.join(" "))
     }
 
     /// The model writes a word, or `end`. Nothing else is let through; a spelled word is taken to its end.
@@ -119,7 +114,7 @@ impl Agent {
         let vocabulary = self.bundle.vocabulary();
         let mut token = self.lm.next_token(|t| t == end || !(vocabulary.is_special(t) || vocabulary.is_word_end(t)))?;
         if token == end {
-            return Ok(Next::Ended(end));
+            return Ok(Next::Ended);
         }
         let mut word = vec![token];
         self.lm.step(LmInput::Token(token))?;

@@ -75,9 +75,18 @@ impl Tools {
             "date" => calendar::date(),
             "timer" => self.timer.call(arguments, Instant::now()),
             "calc" => calc::call(arguments),
-            _ => Outcome::problem("unknown tool", format!("there is no tool `{name}`: name it in tools.toml (the call was `{call}`)")),
+            _ => Outcome::problem(
+                "unknown tool",
+                format!("there is no tool `{name}`; it can be named in tools.toml (the call was `{}`)", beginning(&words)),
+            ),
         }
     }
+}
+
+/// The first words of a call, for messages.
+fn beginning(words: &[&str]) -> String {
+    let rest = if words.len() > 8 { " …" } else { "" };
+    words.iter().take(8).copied().collect::<Vec<_>>().join(" ") + rest
 }
 
 fn run(name: &str, entry: &ToolEntry, arguments: &[&str]) -> Outcome {
