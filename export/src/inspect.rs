@@ -10,6 +10,9 @@ use crate::onnx::Precision;
 use crate::prove::{Item, lm_step};
 use crate::runner::Runner;
 
+/// Steps of each graph in a verification: states go round, and the median time means something.
+const VERIFY_STEPS: usize = 10;
+
 /// What a bundle holds, where it comes from, what it needs and what was measured, as text.
 pub fn inspect(dir: &Path) -> Result<String> {
     let bundle = Bundle::open(dir)?;
@@ -56,14 +59,14 @@ pub fn inspect(dir: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// Opens a bundle (hashes, shapes, vocabulary) and runs every graph twice. Returns a line a stage.
+/// Opens a bundle (hashes, shapes, vocabulary) and runs every graph a few times. Returns a line a stage.
 pub fn verify(dir: &Path) -> Result<Vec<String>> {
     let bundle = Bundle::open(dir)?;
     let mut lines = vec![format!("{}: files, hashes, shapes and vocabulary fit together", dir.display())];
     for name in StageName::ALL {
         let entry = bundle.manifest().stage.get(name);
         let mut runner = Runner::open(&bundle, name).with_context(|| format!("loading the stage {name}"))?;
-        for step in 0..2 {
+        for step in 0..VERIFY_STEPS {
             run_once(&bundle, name, &mut runner, step).with_context(|| format!("running the stage {name}"))?;
         }
         lines.push(format!("{name}: loads and runs on tract, {} in {:.3} ms a step", entry.precision, runner.median_ms()));
