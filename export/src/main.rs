@@ -1,9 +1,10 @@
 //! `sa-export`: a checkpoint in, a proven bundle out.
 
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{ArgGroup, Parser};
 use sa_device::bundle::{BundleError, StageName};
 use sa_export::export::{BeyondBudget, Choice, Options, export};
@@ -81,13 +82,19 @@ impl Cli {
     }
 }
 
+/// Prints; a reader that has gone away (`| head`) has seen enough.
+fn say(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("printing"),
+        _ => Ok(()),
+    }
+}
+
 fn run(cli: &Cli) -> Result<()> {
     if let Some(dir) = &cli.inspect {
-        print!("{}", inspect::inspect(dir)?);
+        say(&inspect::inspect(dir)?)?;
     } else if let Some(dir) = &cli.verify {
-        for line in inspect::verify(dir)? {
-            println!("{line}");
-        }
+        say(&format!("{}\n", inspect::verify(dir)?.join("\n")))?;
     } else if let (Some(checkpoint), Some(output)) = (&cli.checkpoint, &cli.output) {
         let folder = output.file_name().map_or_else(|| "bundle".into(), |name| name.to_string_lossy().into_owned());
         let options = Options {
@@ -101,8 +108,7 @@ fn run(cli: &Cli) -> Result<()> {
             force: cli.force,
         };
         let (bundle, report) = export(&options)?;
-        print!("{report}");
-        println!("written: {}", bundle.dir().display());
+        say(&format!("{report}written: {}\n", bundle.dir().display()))?;
     } else {
         bail!("nothing to do"); // the argument group asks for one of the three
     }
