@@ -51,9 +51,9 @@ pub struct Args {
     /// Answer at once, without writing down the question first
     #[arg(long)]
     no_transcript: bool,
-    /// Shares of the tasks: question, transcribe, text, say
-    #[arg(long, value_delimiter = ',', num_args = 4, default_values_t = [0.4, 0.2, 0.2, 0.2], value_name = "SHARE")]
-    mix: Vec<f64>,
+    /// Shares of the tasks: question,transcribe,text,say
+    #[arg(long, default_value = "0.4,0.2,0.2,0.2", value_parser = shares, value_name = "SHARES")]
+    mix: [f64; 4],
     /// How often a question's reply is trained as speech where it was synthesised
     #[arg(long, default_value_t = 0.5, value_name = "SHARE")]
     spoken: f64,
@@ -92,6 +92,12 @@ pub struct Args {
     json: bool,
 }
 
+fn shares(text: &str) -> Result<[f64; 4], String> {
+    let shares = text.split(',').map(|share| share.trim().parse().ok().filter(|share| *share >= 0.0)).collect::<Option<Vec<f64>>>();
+    let shares = shares.and_then(|shares| <[f64; 4]>::try_from(shares).ok()).filter(|shares| shares.iter().sum::<f64>() > 0.0);
+    shares.ok_or_else(|| "four numbers separated by commas, not all of them 0".to_owned())
+}
+
 pub fn run(args: Args) -> Result<()> {
     let corpus = Corpus::open(&args.corpus).with_context(|| format!("while opening the corpus {}", args.corpus.display()))?;
     let units = UnitStore::open(&args.units).with_context(|| format!("while opening the units {}", args.units.display()))?;
@@ -112,8 +118,7 @@ pub fn run(args: Args) -> Result<()> {
             config.batch = args.batch;
             config.optimizer.learning_rate = args.lr;
             config.mix.spoken = args.spoken;
-            [config.mix.question, config.mix.transcribe, config.mix.text, config.mix.say] =
-                [args.mix[0], args.mix[1], args.mix[2], args.mix[3]];
+            [config.mix.question, config.mix.transcribe, config.mix.text, config.mix.say] = args.mix;
             config
         }
     };
@@ -182,4 +187,17 @@ fn report(args: &Args, dir: &std::path::Path, corpus: &Corpus, material: Materia
         print!("{}", report.to_text(args.mistakes));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_four_numbers() {
+        assert_eq!(shares("0.4, 0.2,0.2,0"), Ok([0.4, 0.2, 0.2, 0.0]));
+        for wrong in ["", "1,1,1", "0,0,0,0", "1,1,1,-1", "1,1,1,x", "1,1,1,1,1"] {
+            assert!(shares(wrong).is_err(), "{wrong}");
+        }
+    }
 }
