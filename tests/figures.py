@@ -24,10 +24,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 CACHE = os.environ.get("SA_CACHE") or os.path.join(os.environ.get("HOME") or "/var/tmp", ".cache", "sa")
 PYTHON = os.path.join(CACHE, "judge-venv", "bin", "python")
-NANO = os.path.join(ROOT, "models", "pretrained", "nano")
-BUNDLE = os.path.join(NANO, "bundle")
-CHECKPOINT = os.path.join(NANO, "checkpoint")
-SAMPLES = os.path.join(NANO, "samples")
+# what is measured: a folder with `bundle`, `checkpoint` and `samples`
+AGENT = os.path.abspath(os.environ.get("SA_FIGURES_OF") or os.path.join(ROOT, "models", "pretrained", "nano"))
+BUNDLE = os.path.join(AGENT, "bundle")
+CHECKPOINT = os.path.join(AGENT, "checkpoint")
+SAMPLES = os.path.join(AGENT, "samples")
 # 8000 questions are the fewest that give test sets of full size; the seed is not that of the training
 CORPUS = ["--questions", "8000", "--replies", "4000", "--seed", "77"]
 
