@@ -7,6 +7,8 @@ use anyhow::{Context, Result, ensure};
 use sa_tests::{Form, Talk, plain_question, question_in, read_wav, write_wav};
 
 const PLAIN: Form = Form { rate: (1, 1), channels: 1, bits: 16, float: false };
+/// Share of units that a conversion leaves as they are.
+const SAME: f32 = 0.9;
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 
@@ -19,32 +21,38 @@ fn holds_only(folder: &Path, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// The same question in another form must be heard as the same units: of a reply one could not tell chance from conversion.
 #[test]
 fn other_forms_of_wav_are_converted() -> Result<()> {
     let question = plain_question()?;
     let folder = tempfile::tempdir()?;
-    let reply = |wav: &Path| -> Result<String> {
+    let units = |wav: &Path| -> Result<Vec<u64>> {
         let outcome = Talk::new().input(wav).output(&folder.path().join("a.wav")).run()?.succeeded()?;
-        Ok(outcome.of_kind("turn")?[0]["reply_text"].as_str().context("no reply_text")?.to_owned())
+        let turn = outcome.of_kind("turn")?.remove(0);
+        Ok(turn["question_units"].as_array().context("no question_units")?.iter().filter_map(serde_json::Value::as_u64).collect())
     };
-    let expected = reply(&question.wav)?;
+    let expected = units(&question.wav)?;
     let forms = [
-        Form { rate: (3, 1), channels: 2, bits: 24, float: false },
-        Form { rate: (441, 160), channels: 2, bits: 16, float: false },
-        Form { rate: (441, 320), channels: 1, bits: 32, float: true },
-        Form { rate: (3, 1), channels: 6, bits: 32, float: false },
-        Form { rate: (1, 1), channels: 1, bits: 8, float: false },
+        (Form { rate: (3, 1), channels: 2, bits: 24, float: false }, SAME),
+        (Form { rate: (441, 160), channels: 2, bits: 16, float: false }, SAME),
+        (Form { rate: (441, 320), channels: 1, bits: 32, float: true }, SAME),
+        (Form { rate: (3, 1), channels: 6, bits: 32, float: false }, SAME),
+        (Form { rate: (1, 1), channels: 1, bits: 8, float: false }, 0.0), // its noise is heard
+        (Form { rate: (1, 2), ..PLAIN }, 0.0),                            // telephone: nothing above 4 kHz
     ];
-    for form in forms {
+    for (form, share) in forms {
         let wav = folder.path().join("other.wav");
         question_in(form, &question.wav, &wav)?;
-        let got = reply(&wav).with_context(|| format!("{form:?}"))?;
-        ensure!(got == expected, "{form:?}: '{got}', at 16 kHz it was '{expected}'");
+        let got = units(&wav).with_context(|| format!("{form:?}"))?;
+        let same = expected.iter().zip(&got).filter(|(a, b)| a == b).count() as f32 / expected.len() as f32;
+        println!("{form:?}: {:.0} % of units as at 16 kHz", 100.0 * same);
+        ensure!(
+            got.len().abs_diff(expected.len()) <= 1 && same >= share,
+            "{form:?}: {} of {} units, {same} the same",
+            got.len(),
+            expected.len()
+        );
     }
-    // telephone band: what is above 4 kHz is gone, the answer may be another, but there is one
-    let wav = folder.path().join("telephone.wav");
-    question_in(Form { rate: (1, 2), ..PLAIN }, &question.wav, &wav)?;
-    reply(&wav)?;
     Ok(())
 }
 
