@@ -47,12 +47,13 @@ rm -rf "$run/checkpoint.partial"
 mkdir -p "$run/checkpoint.partial"
 for part in tokenizer decoder lm; do
   mkdir "$run/checkpoint.partial/$part"
-  cp "$run/$part/checkpoint/config.json" "$run/$part/checkpoint/model.safetensors" "$run/checkpoint.partial/$part/"
+  cp "$run/$part/checkpoint/config.json" "$run/checkpoint.partial/$part/"
+  models/half.py "$run/$part/checkpoint/model.safetensors" "$run/checkpoint.partial/$part/model.safetensors"
 done
 cp "$run/corpus/vocabulary.txt" "$run/checkpoint.partial/"
 rm -rf "$run/checkpoint"
 mv "$run/checkpoint.partial" "$run/checkpoint"
-"$bin/sa-export" "$PRECISION" --checkpoint "$run/checkpoint" --output "$run/bundle" --name nano
+"$bin/sa-export" "$PRECISION" --checkpoint "$run/checkpoint" --output "$run/bundle" --samples "$run/corpus" --name nano
 
 step "evaluation on the test questions"
 "$bin/sa-align" lm --corpus "$run/corpus" --units "$run/units" --evaluate "$run/lm/checkpoint"
