@@ -12,9 +12,26 @@ cargo build --workspace --bin sa-agent
 
 rm -rf demo
 mkdir -p demo
-arguments=()
-for question; do arguments+=(--input "$question"); done
 export SA_HOME_STATE=$PWD/demo/home.state
-"$CARGO_TARGET_DIR/debug/sa-agent" talk --bundle "$bundle" "${arguments[@]}" --output-dir demo --tools device/examples/tools.toml
+talk() { "$CARGO_TARGET_DIR/debug/sa-agent" talk --bundle "$bundle" --output-dir demo --tools device/examples/tools.toml "$@"; }
+
+# Samples that follow from the one before (samples.jsonl says which) are one conversation with it; all others stand alone.
+follows() { grep -sF "\"$(basename "$1")\"" "$(dirname "$1")/samples.jsonl" | grep -q '"follows": true'; }
+alone=()
+dialogues=()
+for question; do
+  if follows "$question" && [ ${#alone[@]} -gt 0 ]; then
+    dialogues+=("${alone[-1]}"$'\n'"$question")
+    unset 'alone[-1]'
+  else
+    alone+=("$question")
+  fi
+done
+talk --fresh --input "${alone[@]}"
+for dialogue in ${dialogues[@]+"${dialogues[@]}"}; do
+  echo
+  mapfile -t turns <<<"$dialogue"
+  talk --input "${turns[@]}"
+done
 echo
 echo "the spoken answers are in $PWD/demo"
