@@ -104,15 +104,15 @@ impl LogMel {
                 let at = end + i;
                 *value = if at < WINDOW { 0.0 } else { audio[at - WINDOW] * self.window[i] };
             }
-            self.fft
-                .process_with_scratch(&mut frame, &mut spectrum, &mut scratch)
-                .expect("the buffers were made by this plan");
+            self.fft.process_with_scratch(&mut frame, &mut spectrum, &mut scratch).expect("the buffers were made by this plan");
             for (p, c) in power.iter_mut().zip(&spectrum) {
                 *p = c.norm_sqr();
             }
-            output.extend(self.filters.iter().map(|(first, weights)| {
-                normalise_log_mel(weights.iter().zip(&power[*first..]).map(|(w, p)| w * p).sum())
-            }));
+            output.extend(
+                self.filters
+                    .iter()
+                    .map(|(first, weights)| normalise_log_mel(weights.iter().zip(&power[*first..]).map(|(w, p)| w * p).sum())),
+            );
         }
         output
     }

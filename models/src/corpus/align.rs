@@ -31,7 +31,8 @@ fn swap_cost(expected: &str, said: &str) -> f64 {
 /// Leading silence goes to the first word, trailing to the last, a pause between to the word before it.
 pub fn words(words: &[(&str, &[String])], phones: &[(String, f64)], duration: f64) -> Vec<Word> {
     let said: Vec<&(String, f64)> = phones.iter().filter(|(phone, _)| phone != PAUSE).collect();
-    let expected: Vec<(usize, &str)> = words.iter().enumerate().flat_map(|(word, (_, phones))| phones.iter().map(move |phone| (word, phone.as_str()))).collect();
+    let expected: Vec<(usize, &str)> =
+        words.iter().enumerate().flat_map(|(word, (_, phones))| phones.iter().map(move |phone| (word, phone.as_str()))).collect();
     let (rows, columns) = (expected.len() + 1, said.len() + 1);
     // cost[row][column]: the first `row` expected phones against the first `column` said ones
     let mut cost = vec![f64::INFINITY; rows * columns];
@@ -114,9 +115,14 @@ mod tests {
 
     #[test]
     fn words_partition_the_file() {
-        let alone = [("okay", phones("ow k ey")), ("the", phones("dh ah")), ("kitchen", phones("k ih ch ah n")), ("light", phones("l ay t"))];
+        let alone =
+            [("okay", phones("ow k ey")), ("the", phones("dh ah")), ("kitchen", phones("k ih ch ah n")), ("light", phones("l ay t"))];
         let expected: Vec<(&str, &[String])> = alone.iter().map(|(word, phones)| (*word, phones.as_slice())).collect();
-        let said: Vec<(String, f64)> = "pau ow k ey pau dh ax k ih ch n l ay t pau".split(' ').enumerate().map(|(index, phone)| (phone.to_owned(), (index + 1) as f64 * 0.1)).collect();
+        let said: Vec<(String, f64)> = "pau ow k ey pau dh ax k ih ch n l ay t pau"
+            .split(' ')
+            .enumerate()
+            .map(|(index, phone)| (phone.to_owned(), (index + 1) as f64 * 0.1))
+            .collect();
         let times = words(&expected, &said, 1.55);
         assert_eq!(times[0].start, 0.0);
         assert_eq!(times[3].end, 1.55);

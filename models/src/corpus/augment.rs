@@ -71,7 +71,8 @@ pub const NOISES: [Noise; 6] = [Noise::White, Noise::Pink, Noise::Brown, Noise::
 
 /// Mean square of the loud half of 20 ms frames: speech level that does not depend on the pauses.
 fn level(samples: &[f32]) -> f32 {
-    let mut powers: Vec<f32> = samples.chunks(320).map(|frame| frame.iter().map(|sample| sample * sample).sum::<f32>() / frame.len() as f32).collect();
+    let mut powers: Vec<f32> =
+        samples.chunks(320).map(|frame| frame.iter().map(|sample| sample * sample).sum::<f32>() / frame.len() as f32).collect();
     powers.sort_by(f32::total_cmp);
     let loud = &powers[powers.len() / 2..];
     loud.iter().sum::<f32>() / loud.len().max(1) as f32
@@ -116,10 +117,12 @@ pub fn noise(rng: &mut impl Rng, kind: Noise, length: usize) -> Vec<f32> {
         }
         Noise::Hum => {
             let mains = if rng.random_bool(0.5) { 50.0 } else { 60.0 };
-            let parts: Vec<(f32, f32, f32)> = (1..=12).map(|part| (mains * part as f32, rng.random_range(0.1..1.0) / part as f32, rng.random_range(0.0..TAU))).collect();
+            let parts: Vec<(f32, f32, f32)> =
+                (1..=12).map(|part| (mains * part as f32, rng.random_range(0.1..1.0) / part as f32, rng.random_range(0.0..TAU))).collect();
             let mut sample = |index: usize| {
                 let time = index as f32 / RATE;
-                parts.iter().map(|(frequency, height, phase)| height * (TAU * frequency * time + phase).sin()).sum::<f32>() + 0.05 * rng.random_range(-1.0..1.0)
+                parts.iter().map(|(frequency, height, phase)| height * (TAU * frequency * time + phase).sin()).sum::<f32>()
+                    + 0.05 * rng.random_range(-1.0..1.0)
             };
             (0..length).map(&mut sample).collect()
         }
@@ -241,7 +244,11 @@ fn limit_band(rng: &mut impl Rng, samples: &mut [f32]) {
         // RBJ cookbook biquad, Q = 0.707
         let angle = TAU * frequency / RATE;
         let (alpha, cosine) = (angle.sin() / std::f32::consts::SQRT_2, angle.cos());
-        let b = if keep_low { [(1.0 - cosine) / 2.0, 1.0 - cosine, (1.0 - cosine) / 2.0] } else { [(1.0 + cosine) / 2.0, -1.0 - cosine, (1.0 + cosine) / 2.0] };
+        let b = if keep_low {
+            [(1.0 - cosine) / 2.0, 1.0 - cosine, (1.0 - cosine) / 2.0]
+        } else {
+            [(1.0 + cosine) / 2.0, -1.0 - cosine, (1.0 + cosine) / 2.0]
+        };
         let a = [1.0 + alpha, -2.0 * cosine, 1.0 - alpha];
         let (mut x, mut y) = ([0.0f32; 2], [0.0f32; 2]);
         for sample in samples.iter_mut() {
@@ -296,6 +303,11 @@ mod tests {
         let mut samples = vec![0.0; 50];
         samples[3] = 1.0;
         convolve(&mut samples, &[1.0, 0.5, 0.25]);
-        assert!((samples[3] - 1.0).abs() < 1e-5 && (samples[4] - 0.5).abs() < 1e-5 && (samples[5] - 0.25).abs() < 1e-5 && samples[6].abs() < 1e-5);
+        assert!(
+            (samples[3] - 1.0).abs() < 1e-5
+                && (samples[4] - 0.5).abs() < 1e-5
+                && (samples[5] - 0.25).abs() < 1e-5
+                && samples[6].abs() < 1e-5
+        );
     }
 }

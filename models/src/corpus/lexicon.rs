@@ -16,7 +16,10 @@ pub struct Lexicon {
 
 /// One phone without stress, length-of-allophone and variant marks, so that rare variants share a class.
 fn plain(phone: &str) -> Option<String> {
-    let kept: String = phone.trim_matches(['\'', ',', '%', '=', '_', '!', '|', '-', ';', '^', '~', '?']).trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '#').to_owned();
+    let kept: String = phone
+        .trim_matches(['\'', ',', '%', '=', '_', '!', '|', '-', ';', '^', '~', '?'])
+        .trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '#')
+        .to_owned();
     match kept.as_str() {
         "" => None,
         "a" if phone.contains('#') => Some("@".to_owned()),

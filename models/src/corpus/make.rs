@@ -125,7 +125,9 @@ fn plan_replies(grammar: &Grammar, options: &Options) -> Vec<(Split, String)> {
     let held_out = (options.replies / 20).min(200);
     // the held-out ones last: a reply of theirs must not have been trained under another question
     let salad = options.replies / 10;
-    for (split, count) in [(Split::Train, options.replies.saturating_sub(2 * held_out + salad)), (Split::Dev, held_out), (Split::Test, held_out)] {
+    for (split, count) in
+        [(Split::Train, options.replies.saturating_sub(2 * held_out + salad)), (Split::Dev, held_out), (Split::Test, held_out)]
+    {
         let start = texts.len();
         let mut tries = 0;
         while texts.len() - start < count && tries < 200 * count {
@@ -172,7 +174,8 @@ fn no_speech(rng: &mut impl Rng) -> (String, Vec<f32>) {
 }
 
 fn progress(total: usize, what: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {per_sec} {elapsed} of about {duration}").expect("a fixed template");
+    let style =
+        ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {per_sec} {elapsed} of about {duration}").expect("a fixed template");
     ProgressBar::new(total as u64).with_style(style).with_prefix(what.to_owned())
 }
 
@@ -193,7 +196,8 @@ fn shards<R: store::Record>(
             bar.reset_eta();
             continue;
         }
-        let records: Vec<(R, Vec<i16>)> = range.into_par_iter().map(|index| build(index).inspect(|_| bar.inc(1))).collect::<Result<_, _>>()?;
+        let records: Vec<(R, Vec<i16>)> =
+            range.into_par_iter().map(|index| build(index).inspect(|_| bar.inc(1))).collect::<Result<_, _>>()?;
         store::write(folder, first + shard, records)?;
     }
     bar.finish();
@@ -206,7 +210,11 @@ fn begin(options: &Options, manifest: &Manifest, grammar: &str, synthesisers: &s
     let path = folder.join("manifest.json");
     if path.exists() {
         let text = std::fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
-        let before: Manifest = serde_json::from_str(&text).map_err(|error| Error::Format { path: path.clone(), line: error.line(), message: error.to_string() })?;
+        let before: Manifest = serde_json::from_str(&text).map_err(|error| Error::Format {
+            path: path.clone(),
+            line: error.line(),
+            message: error.to_string(),
+        })?;
         let fields = [
             ("seed", before.seed == manifest.seed),
             ("questions", before.questions == manifest.questions),
@@ -216,7 +224,10 @@ fn begin(options: &Options, manifest: &Manifest, grammar: &str, synthesisers: &s
             ("synthesisers", before.synthesisers_sha256 == manifest.synthesisers_sha256),
         ];
         if let Some((field, _)) = fields.iter().find(|(_, same)| !same) {
-            return Err(Error::corpus(folder, format!("holds a corpus made with another {field}: give the same settings to go on with it, or another --output")));
+            return Err(Error::corpus(
+                folder,
+                format!("holds a corpus made with another {field}: give the same settings to go on with it, or another --output"),
+            ));
         }
         return Ok(());
     }
@@ -276,7 +287,10 @@ pub fn make(options: &Options) -> Result<Manifest, Error> {
 
     let scratch = folder.join("scratch");
     std::fs::create_dir_all(&scratch).map_err(|source| Error::io(&scratch, source))?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.jobs.max(1)).build().map_err(|error| Error::Synthesiser(format!("worker threads: {error}")))?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(options.jobs.max(1))
+        .build()
+        .map_err(|error| Error::Synthesiser(format!("worker threads: {error}")))?;
     pool.install(|| {
         // the replies first: they are few, and the decoder can be trained while the questions are made
         let mut spoken_words: BTreeSet<&str> = replies.iter().flat_map(|(_, text)| text.split(' ')).collect();
@@ -300,14 +314,23 @@ pub fn make(options: &Options) -> Result<Manifest, Error> {
                 let voice = synthesisers.draw(&mut rng, set);
                 (voice.name(), voice.speak(&text, &synthesis::scratch(&scratch))?)
             };
-            let mut record = Utterance::new(format!("q{index:06}"), *split, set, sampled.category.clone(), voice, Some(sampled.turn.clone()), text);
+            let mut record =
+                Utterance::new(format!("q{index:06}"), *split, set, sampled.category.clone(), voice, Some(sampled.turn.clone()), text);
             record.history.clone_from(&sampled.history);
             Ok((record, wave::to_i16(&samples)))
         })?;
         shards(&folder.join("questions"), questions.len().div_ceil(SHARD), recordings.len(), "recorded ", |index| {
             let recording = &recordings[index];
             let samples = wave::read(&recording.wav, 1.0)?;
-            let record = Utterance::new(recording.id.clone(), recording.split, "recordings", "transcribe".to_owned(), "recordings".to_owned(), None, recording.text.clone());
+            let record = Utterance::new(
+                recording.id.clone(),
+                recording.split,
+                "recordings",
+                "transcribe".to_owned(),
+                "recordings".to_owned(),
+                None,
+                recording.text.clone(),
+            );
             Ok((record, wave::to_i16(&samples)))
         })
     })?;

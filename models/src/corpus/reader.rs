@@ -110,8 +110,11 @@ impl Corpus {
         let vocabulary = Vocabulary::load(&folder.join("vocabulary.txt"))?;
         let path = folder.join("lexicon.json");
         let text = std::fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
-        let words: BTreeMap<String, Vec<String>> =
-            serde_json::from_str(&text).map_err(|error| Error::Format { path: path.clone(), line: error.line(), message: error.to_string() })?;
+        let words: BTreeMap<String, Vec<String>> = serde_json::from_str(&text).map_err(|error| Error::Format {
+            path: path.clone(),
+            line: error.line(),
+            message: error.to_string(),
+        })?;
         let (question_shards, mut questions) = Shards::open::<Utterance>(&folder.join("questions"))?;
         let (reply_shards, mut replies) = Shards::open::<Reply>(&folder.join("replies"))?;
         questions.sort_by_key(|record| record.split); // stable: within a split in the order of ids

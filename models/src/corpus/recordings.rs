@@ -43,7 +43,8 @@ pub fn list(folder: &Path) -> Result<Vec<Recording>, Error> {
         let wrong = |message: String| Error::Format { path: path.clone(), line: number + 1, message };
         let mut fields = line.split('|').map(str::trim);
         let id = fields.next().filter(|id| !id.is_empty()).ok_or_else(|| wrong("no id before the first |".to_owned()))?.to_owned();
-        let spoken = fields.next_back().map(normalise).filter(|text| !text.is_empty()).ok_or_else(|| wrong(format!("no transcript for {id}")))?;
+        let spoken =
+            fields.next_back().map(normalise).filter(|text| !text.is_empty()).ok_or_else(|| wrong(format!("no transcript for {id}")))?;
         let candidates = [folder.join("wavs").join(format!("{id}.wav")), folder.join(format!("{id}.wav"))];
         let wav = candidates.iter().find(|wav| wav.exists()).ok_or_else(|| wrong(format!("no {}", candidates[0].display())))?.clone();
         let split = match stable_hash(&id) % 20 {

@@ -78,7 +78,9 @@ pub enum User {
 impl User {
     fn check(&self) -> Result<(), String> {
         let (weight, ranges) = match self {
-            Self::EspeakNg { weight, rate, pitch, range, warp, .. } => (weight, vec![("rate", rate), ("pitch", pitch), ("range", range), ("warp", warp)]),
+            Self::EspeakNg { weight, rate, pitch, range, warp, .. } => {
+                (weight, vec![("rate", rate), ("pitch", pitch), ("range", range), ("warp", warp)])
+            }
             Self::Flite { weight, stretch, pitch, warp, .. } => (weight, vec![("stretch", stretch), ("pitch", pitch), ("warp", warp)]),
             Self::Command { weight, command, warp, .. } => {
                 for part in ["{text}", "{wav}"] {
@@ -165,8 +167,12 @@ impl Synthesisers {
         let some = |voices: &[String], weight: f64| if voices.is_empty() { 0.0 } else { weight };
         let weight = |user: &User| match (user, set) {
             (User::EspeakNg { weight, accents, variants, .. }, "trained") if !variants.is_empty() => some(accents, *weight),
-            (User::EspeakNg { weight, accents, held_out_variants, .. }, "timbre") if !accents.is_empty() => some(held_out_variants, *weight),
-            (User::EspeakNg { weight, variants, held_out_accents, .. }, "accent") if !variants.is_empty() => some(held_out_accents, *weight),
+            (User::EspeakNg { weight, accents, held_out_variants, .. }, "timbre") if !accents.is_empty() => {
+                some(held_out_variants, *weight)
+            }
+            (User::EspeakNg { weight, variants, held_out_accents, .. }, "accent") if !variants.is_empty() => {
+                some(held_out_accents, *weight)
+            }
             (User::Flite { weight, voices, .. }, "trained") => some(voices, *weight),
             (User::Flite { weight, held_out_voices, .. }, "synthesiser") => some(held_out_voices, *weight),
             (User::Command { weight, held_out, .. }, "trained" | "synthesiser") if *held_out == (set == "synthesiser") => *weight,
@@ -209,13 +215,16 @@ impl Synthesisers {
                 let voice = pick(rng, if set == "synthesiser" { held_out_voices } else { voices }).to_owned();
                 Voice::Flite { voice, stretch: within(rng, stretch), pitch: within(rng, pitch), warp: within(rng, warp) }
             }
-            User::Command { name, command, warp, .. } => Voice::Command { name: name.clone(), command: command.clone(), warp: within(rng, warp) },
+            User::Command { name, command, warp, .. } => {
+                Voice::Command { name: name.clone(), command: command.clone(), warp: within(rng, warp) }
+            }
         }
     }
 }
 
 fn execute(program: &str, package: &str, arguments: &[String]) -> Result<String, Error> {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().map_err(|error| not_started(program, package, &error))?;
+    let output =
+        Command::new(program).args(arguments).stdin(Stdio::null()).output().map_err(|error| not_started(program, package, &error))?;
     if !output.status.success() {
         let errors = String::from_utf8_lossy(&output.stderr);
         return Err(Error::Synthesiser(format!("{program} {}: {}: {}", arguments.join(" "), output.status, errors.trim())));
@@ -243,7 +252,8 @@ impl Voice {
             Self::EspeakNg { voice, rate, pitch, range, warp } => {
                 let marked = format!("<speak><prosody range=\"{range}%\">{text}</prosody></speak>");
                 // at full amplitude the louder variants clip
-                let settings = ["-a", "65", "-v", voice, "-s", &rate.to_string(), "-p", &pitch.to_string(), "-m", "-w", &wav, &marked].map(str::to_owned);
+                let settings = ["-a", "65", "-v", voice, "-s", &rate.to_string(), "-p", &pitch.to_string(), "-m", "-w", &wav, &marked]
+                    .map(str::to_owned);
                 execute("espeak-ng", "espeak-ng", &settings)?;
                 warp
             }
@@ -253,7 +263,8 @@ impl Voice {
             }
             Self::Command { name, command, warp } => {
                 let filled: Vec<String> = command.iter().map(|part| part.replace("{text}", text).replace("{wav}", &wav)).collect();
-                let (program, arguments) = filled.split_first().ok_or_else(|| Error::Synthesiser(format!("{name}: the command is empty")))?;
+                let (program, arguments) =
+                    filled.split_first().ok_or_else(|| Error::Synthesiser(format!("{name}: the command is empty")))?;
                 execute(program, name, arguments)?;
                 warp
             }
@@ -295,7 +306,10 @@ impl Agent {
     /// As [`Voice::speak`].
     pub fn speak(&self, text: &str, scratch: &Path) -> Result<Spoken, Error> {
         let printed = flite(&self.voice, self.stretch, 1.0, text, &scratch.display().to_string())?;
-        let phones = printed.split_whitespace().filter_map(|pair| pair.rsplit_once(':')).filter_map(|(phone, end)| Some((phone.to_owned(), end.parse().ok()?)));
+        let phones = printed
+            .split_whitespace()
+            .filter_map(|pair| pair.rsplit_once(':'))
+            .filter_map(|(phone, end)| Some((phone.to_owned(), end.parse().ok()?)));
         Ok(Spoken { phones: phones.collect(), samples: wave::read(scratch, 1.0)? })
     }
 

@@ -8,7 +8,8 @@ use std::path::Path;
 use super::Error;
 
 /// The first lines of every vocabulary, in this order.
-pub const SPECIALS: [&str; 10] = ["<pad>", "<user>", "<transcribe>", "<agent>", "<call>", "<result>", "<speak>", "<text>", "<say>", "<end>"];
+pub const SPECIALS: [&str; 10] =
+    ["<pad>", "<user>", "<transcribe>", "<agent>", "<call>", "<result>", "<speak>", "<text>", "<say>", "<end>"];
 /// Ends a spelled word.
 pub const SPELL_END: &str = "#";
 
@@ -42,7 +43,10 @@ impl Vocabulary {
         let wrong = |line: usize, message: String| Error::Format { path: path.to_owned(), line, message };
         for (line, expected) in SPECIALS.iter().map(|token| (*token).to_owned()).chain(spelling_tokens()).enumerate() {
             if tokens.get(line) != Some(&expected) {
-                return Err(wrong(line + 1, format!("expected {expected:?}, found {:?}", tokens.get(line).map_or("end of file", String::as_str))));
+                return Err(wrong(
+                    line + 1,
+                    format!("expected {expected:?}, found {:?}", tokens.get(line).map_or("end of file", String::as_str)),
+                ));
             }
         }
         let count = tokens.len();

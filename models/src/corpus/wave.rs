@@ -47,8 +47,8 @@ fn resample(samples: Vec<f32>, ratio: f64) -> Result<Vec<f32>, String> {
         interpolation: SincInterpolationType::Linear,
         window: WindowFunction::BlackmanHarris2,
     };
-    let mut resampler =
-        Async::<f32>::new_sinc(ratio, 1.0, &parameters, 1024, 1, FixedAsync::Input).map_err(|error| format!("cannot be resampled: {error}"))?;
+    let mut resampler = Async::<f32>::new_sinc(ratio, 1.0, &parameters, 1024, 1, FixedAsync::Input)
+        .map_err(|error| format!("cannot be resampled: {error}"))?;
     let length = samples.len();
     let input = InterleavedOwned::new_from(samples, 1, length).map_err(|error| format!("cannot be resampled: {error}"))?;
     let output = resampler.process_all(&input, length, None).map_err(|error| format!("cannot be resampled: {error}"))?;

@@ -121,7 +121,11 @@ fn run_train(args: &Args, corpus: &Corpus) -> Result<()> {
         }
         None => config_of(args, phones),
     };
-    anyhow::ensure!(config.network.phones == phones, "the configuration has {} phones, the corpus {phones} (with blank)", config.network.phones);
+    anyhow::ensure!(
+        config.network.phones == phones,
+        "the configuration has {} phones, the corpus {phones} (with blank)",
+        config.network.phones
+    );
     let common = CommonArgs {
         corpus: args.corpus.clone(),
         output: output.clone(),

@@ -86,10 +86,8 @@ fn utterance(rows: &mut [f32], classes: usize, target: &[u16], factors: &[f64]) 
     let states = 2 * target.len() + 1;
     let class = |state: usize| if state.is_multiple_of(2) { BLANK } else { usize::from(target[state / 2]) };
     let skips: Vec<bool> = (0..states).map(|s| s >= 3 && s % 2 == 1 && class(s) != class(s - 2)).collect();
-    let emissions: Vec<f64> = rows
-        .chunks(classes)
-        .flat_map(|row| (0..states).map(|s| f64::from(row[class(s)].max(1e-30)) * factors[class(s)]))
-        .collect();
+    let emissions: Vec<f64> =
+        rows.chunks(classes).flat_map(|row| (0..states).map(|s| f64::from(row[class(s)].max(1e-30)) * factors[class(s)])).collect();
     // Only states that the start reaches and that still reach the end: others would eat the normalisation.
     let reachable = |t: usize| states.saturating_sub(2 * (frames - t))..states.min(2 * (t + 1));
 

@@ -321,8 +321,16 @@ mod tests {
     #[test]
     fn encoding_goes_on_where_it_stopped_and_reads_back() {
         let device = Device::flex();
-        let config =
-            TokenizerConfig { width: 32, layers: 1, layer: 1, heads: 2, feed_forward: 64, phones: 6, units: 12, ..TokenizerConfig::default() };
+        let config = TokenizerConfig {
+            width: 32,
+            layers: 1,
+            layer: 1,
+            heads: 2,
+            feed_forward: 64,
+            phones: 6,
+            units: 12,
+            ..TokenizerConfig::default()
+        };
         let (done, folder) = (AtomicUsize::new(0), tempfile::tempdir().expect("a folder"));
         let progress = |_, _| {
             done.fetch_add(1, Ordering::Relaxed);

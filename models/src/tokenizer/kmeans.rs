@@ -114,7 +114,8 @@ mod tests {
     fn separated_clusters_are_found_and_the_seed_decides() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let (k, dim) = (6, 4);
-        let centres: Vec<f32> = (0..k * dim).map(|i| if i % dim == i / dim % dim { 10.0 * (1 + i / dim / dim) as f32 } else { 0.0 }).collect();
+        let centres: Vec<f32> =
+            (0..k * dim).map(|i| if i % dim == i / dim % dim { 10.0 * (1 + i / dim / dim) as f32 } else { 0.0 }).collect();
         let rows: Vec<f32> = (0..600)
             .flat_map(|i| centres[i % k * dim..][..dim].iter().map(|c| c + rng.random_range(-0.1..0.1)).collect::<Vec<_>>())
             .collect();

@@ -383,7 +383,8 @@ mod tests {
             let model = config.init(&device);
             for chunks in [1, 2, 9] {
                 let audio = audio(chunks, &config);
-                let (whole, parts) = (offline(&model, &audio, &device), streamed(&model, &audio, &config, &mut model.initial_state(&device), &device));
+                let (whole, parts) =
+                    (offline(&model, &audio, &device), streamed(&model, &audio, &config, &mut model.initial_state(&device), &device));
                 assert_eq!(whole.len(), audio.len() / UNIT_SAMPLES * config.width);
                 let worst = whole.iter().zip(&parts).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(worst < CLOSE, "{chunks} chunks: {worst}");

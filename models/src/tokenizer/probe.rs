@@ -76,7 +76,12 @@ impl Report {
             let (probe, ctc) = (100.0 * row.probe, 100.0 * row.ctc);
             lines.push(format!("{set:<22} {:>10} {:>8} {probe:>10.1} % {ctc:>10.1} %", row.utterances, row.phones));
         }
-        lines.push(format!("{} of {} units used; {:.0} % of units repeat the one before", self.units_used, self.units, 100.0 * self.repeats));
+        lines.push(format!(
+            "{} of {} units used; {:.0} % of units repeat the one before",
+            self.units_used,
+            self.units,
+            100.0 * self.repeats
+        ));
         lines.join("\n")
     }
 }

@@ -70,13 +70,22 @@ mod tests {
     #[test]
     fn units_do_not_depend_on_the_pieces_and_equal_the_encoder_s() {
         let device = Device::flex();
-        let config =
-            TokenizerConfig { width: 32, layers: 2, layer: 2, heads: 2, feed_forward: 64, phones: 6, units: 40, ..TokenizerConfig::default() };
+        let config = TokenizerConfig {
+            width: 32,
+            layers: 2,
+            layer: 2,
+            heads: 2,
+            feed_forward: 64,
+            phones: 6,
+            units: 40,
+            ..TokenizerConfig::default()
+        };
         let mut model = config.init(&device);
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(4);
         let centroids: Vec<f32> = (0..40 * 32).map(|_| rng.random_range(-1.0..1.0)).collect();
         model.centroids = Param::from_tensor(Tensor::from_data(TensorData::new(centroids, [40, 32]), &device));
-        let audio: Vec<f32> = (0..31_000).map(|i| 0.3 * (i as f32 * 0.03 * (1.0 + i as f32 / 9000.0)).sin() + rng.random_range(-0.05..0.05)).collect();
+        let audio: Vec<f32> =
+            (0..31_000).map(|i| 0.3 * (i as f32 * 0.03 * (1.0 + i as f32 / 9000.0)).sin() + rng.random_range(-0.05..0.05)).collect();
         let whole = encode_batch(&model, &config, &LogMel::default(), std::slice::from_ref(&audio), &device);
         assert_eq!(whole[0].len(), 31_000usize.div_ceil(640));
         let mut stream = Stream::new(&model, &config, &device);

@@ -360,8 +360,16 @@ mod tests {
 
     fn config() -> TrainConfig {
         let mut config = TrainConfig::new(6, 1);
-        config.network =
-            TokenizerConfig { width: 32, layers: 2, layer: 2, heads: 2, feed_forward: 64, phones: 6, units: 12, ..TokenizerConfig::default() };
+        config.network = TokenizerConfig {
+            width: 32,
+            layers: 2,
+            layer: 2,
+            heads: 2,
+            feed_forward: 64,
+            phones: 6,
+            units: 12,
+            ..TokenizerConfig::default()
+        };
         config.optimizer.warmup = 5;
         (config.batch_seconds, config.kmeans_frames, config.kmeans_iterations) = (6.0, 300, 4);
         config

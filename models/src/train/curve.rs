@@ -49,9 +49,8 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 }
 
 fn panel(svg: &mut String, top: f64, name: &str, points: &[(f64, f64)]) -> Result<()> {
-    let range = |values: &mut dyn Iterator<Item = f64>| {
-        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
-    };
+    let range =
+        |values: &mut dyn Iterator<Item = f64>| values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
     let (x0, x1) = range(&mut points.iter().map(|p| p.0));
     let (y0, y1) = range(&mut points.iter().map(|p| p.1));
     let (plot_w, plot_h) = (WIDTH - 2.0 * MARGIN, HEIGHT - MARGIN);

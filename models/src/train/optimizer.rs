@@ -65,11 +65,7 @@ impl Optimizer {
     pub fn apply<M: Module>(&mut self, module: M, mut gradients: GradientsParams, step: u64, total: u64) -> (M, f32) {
         let mut squares = Squares { gradients: &gradients, sums: Vec::new() };
         module.visit(&mut squares);
-        let norm = if squares.sums.is_empty() {
-            0.0
-        } else {
-            Tensor::cat(squares.sums, 0).sum().into_scalar::<f32>().sqrt()
-        };
+        let norm = if squares.sums.is_empty() { 0.0 } else { Tensor::cat(squares.sums, 0).sum().into_scalar::<f32>().sqrt() };
         if !norm.is_finite() {
             return (module, norm);
         }

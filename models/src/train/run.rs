@@ -233,7 +233,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         Run::open(dir.path(), &serde_json::json!({"model": {"d": 1, "beta": 0.98f32}}), 1, &args(dir.path())).expect("opened");
         Run::open(dir.path(), &serde_json::json!({"model": {"d": 1, "beta": 0.98f32}}), 1, &args(dir.path())).expect("the same");
-        let error = Run::open(dir.path(), &serde_json::json!({"model": {"d": 2, "beta": 0.98f32}}), 1, &args(dir.path())).err().expect("refused");
+        let error =
+            Run::open(dir.path(), &serde_json::json!({"model": {"d": 2, "beta": 0.98f32}}), 1, &args(dir.path())).err().expect("refused");
         assert!(error.to_string().contains("model.d: 1 there, 2 now"), "{error}");
     }
 }

@@ -122,7 +122,8 @@ impl Compiler<'_> {
     fn slots(&mut self, lines: &[Spanned<String>], names: &mut Names) -> Result<Vec<Slot>, Error> {
         let mut slots = Vec::with_capacity(lines.len());
         for line in lines {
-            let slot = Slot::parse(line.get_ref(), names, &self.tables, &self.macros).map_err(|message| self.source.wrong(line, message))?;
+            let slot =
+                Slot::parse(line.get_ref(), names, &self.tables, &self.macros).map_err(|message| self.source.wrong(line, message))?;
             slot.collect_words(&mut self.words);
             slots.push(slot);
         }
@@ -130,9 +131,12 @@ impl Compiler<'_> {
     }
 
     fn template(&mut self, text: &Spanned<String>, names: &Names, fixed: bool) -> Result<Template, Error> {
-        let template = Template::parse(text.get_ref(), &self.macros, &|name| names.index(name)).map_err(|message| self.source.wrong(text, message))?;
+        let template =
+            Template::parse(text.get_ref(), &self.macros, &|name| names.index(name)).map_err(|message| self.source.wrong(text, message))?;
         if fixed && !template.is_fixed() {
-            return Err(self.source.wrong(text, "calls, results and replies must not have alternatives: the answer has to follow from the question"));
+            return Err(self
+                .source
+                .wrong(text, "calls, results and replies must not have alternatives: the answer has to follow from the question"));
         }
         template.collect_words(&mut self.words);
         Ok(template)
@@ -211,7 +215,8 @@ impl Grammar {
             words: numbers::number_words().map(str::to_owned).collect(),
         };
         for (name, text) in &file.macros {
-            Template::parse(text.get_ref(), &compiler.macros, &|_| None).map_err(|message| compiler.source.wrong(text, format!("macro {name}: {message}")))?;
+            Template::parse(text.get_ref(), &compiler.macros, &|_| None)
+                .map_err(|message| compiler.source.wrong(text, format!("macro {name}: {message}")))?;
         }
         for (name, texts) in file.lists {
             if texts.is_empty() {
@@ -234,7 +239,9 @@ impl Grammar {
         for (name, table) in &compiler.tables {
             let words = table.rows.iter().flatten().flat_map(|text| text.split(' '));
             if let Some(word) = words.clone().find(|word| !word.chars().all(|letter| letter.is_ascii_lowercase() || letter == '\'')) {
-                return Err(at_top(format!("list or table {name}: {word:?} is not a lower-case word (numbers are spelled out, one space between words)")));
+                return Err(at_top(format!(
+                    "list or table {name}: {word:?} is not a lower-case word (numbers are spelled out, one space between words)"
+                )));
             }
             if !file.spelled.contains(name) {
                 compiler.words.extend(words.map(str::to_owned));
@@ -264,7 +271,14 @@ impl Grammar {
                 return Err(compiler.source.wrong(&name, "weights must be positive"));
             }
             let mut names = Names::default();
-            let own = FrameFile { slots: intent.slots, ask: intent.ask, call: intent.call, result: intent.result, reply: intent.reply, outcome: intent.outcome };
+            let own = FrameFile {
+                slots: intent.slots,
+                ask: intent.ask,
+                call: intent.call,
+                result: intent.result,
+                reply: intent.reply,
+                outcome: intent.outcome,
+            };
             let base = compiler.frame(&own, &mut names, None, &name)?;
             let mut follow = Vec::with_capacity(intent.follow.len());
             for file in &intent.follow {

@@ -188,7 +188,15 @@ impl Grammar {
     }
 
     /// Draws until the combination is of the split; `None` when the intent seems to have none there (unless `any` will do).
-    fn turn_in(&self, rng: &mut impl Rng, intent: &Intent, frame: &Frame, split: Split, any: bool, values: &mut Vec<String>) -> Option<Turn> {
+    fn turn_in(
+        &self,
+        rng: &mut impl Rng,
+        intent: &Intent,
+        frame: &Frame,
+        split: Split,
+        any: bool,
+        values: &mut Vec<String>,
+    ) -> Option<Turn> {
         let before = values.clone();
         for _ in 0..100 {
             values.clone_from(&before);

@@ -71,19 +71,36 @@ impl Slot {
     ///
     /// # Errors
     /// A message naming what is wrong.
-    pub fn parse(line: &str, names: &mut Names, tables: &BTreeMap<String, Table>, macros: &BTreeMap<String, String>) -> Result<Self, String> {
+    pub fn parse(
+        line: &str,
+        names: &mut Names,
+        tables: &BTreeMap<String, Table>,
+        macros: &BTreeMap<String, String>,
+    ) -> Result<Self, String> {
         let (name, source) = line.split_once('=').map(|(name, source)| (name.trim(), source.trim())).ok_or("expected NAME = SOURCE")?;
         if name.is_empty() || !name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_') {
             return Err(format!("{name:?} is not a slot name (lower-case letters and _)"));
         }
         let (kind, rest) = source.split_once(' ').map_or((source, ""), |(kind, rest)| (kind, rest.trim()));
         let integers = |least: usize, most: usize| -> Result<Vec<i64>, String> {
-            let values: Vec<i64> = rest.split_whitespace().map(str::parse).collect::<Result<_, _>>().map_err(|_| format!("{rest:?}: expected whole numbers"))?;
-            if (least..=most).contains(&values.len()) { Ok(values) } else { Err(format!("{kind:?} takes {least} to {most} numbers, found {}", values.len())) }
+            let values: Vec<i64> = rest
+                .split_whitespace()
+                .map(str::parse)
+                .collect::<Result<_, _>>()
+                .map_err(|_| format!("{rest:?}: expected whole numbers"))?;
+            if (least..=most).contains(&values.len()) {
+                Ok(values)
+            } else {
+                Err(format!("{kind:?} takes {least} to {most} numbers, found {}", values.len()))
+            }
         };
         let range = |values: &[i64], low: i64, high: i64| -> Result<(i64, i64), String> {
             let (from, to) = (values[0], values[1]);
-            if low <= from && from <= to && to <= high { Ok((from, to)) } else { Err(format!("{kind:?} wants {low} ≤ FROM ≤ TO ≤ {high}, found {from} {to}")) }
+            if low <= from && from <= to && to <= high {
+                Ok((from, to))
+            } else {
+                Err(format!("{kind:?} wants {low} ≤ FROM ≤ TO ≤ {high}, found {from} {to}"))
+            }
         };
         if let "row" | "list" = kind {
             let table = tables.get(rest).ok_or_else(|| format!("there is no list or table {rest:?}"))?;
@@ -130,7 +147,9 @@ impl Slot {
                 let [number, one, many] = parts[..] else { return Err("expected: plural {n} | ONE | MANY".to_owned()) };
                 Source::Plural { number: template(number)?, one: template(one)?, many: template(many)? }
             }
-            _ => return Err(format!("{kind:?} is no source; there are list, row, one of, number, ordinal, year, clock, calc, text, plural")),
+            _ => {
+                return Err(format!("{kind:?} is no source; there are list, row, one of, number, ordinal, year, clock, calc, text, plural"));
+            }
         };
         Ok(Self { first: names.bind(name), source })
     }

@@ -171,7 +171,9 @@ mod tests {
     fn complains() {
         let macros = BTreeMap::new();
         let slots = |_: &str| None;
-        for (text, part) in [("(a|b", "missing"), ("{room}", "no slot {room}"), ("@x", "no macro"), ("Turn", "unexpected 'T'"), ("at 5", "'5'")] {
+        for (text, part) in
+            [("(a|b", "missing"), ("{room}", "no slot {room}"), ("@x", "no macro"), ("Turn", "unexpected 'T'"), ("at 5", "'5'")]
+        {
             assert!(Template::parse(text, &macros, &slots).unwrap_err().contains(part), "{text}");
         }
     }

@@ -20,7 +20,8 @@ fn splits_share_no_combination() {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let mut draw = |split| -> BTreeSet<String> {
         let turns = std::iter::repeat_with(|| grammar.sample(&mut rng, split)).take(30_000);
-        let open = turns.filter(|sampled| ["brightness", "devices", "arithmetic", "conversion", "thermostat"].contains(&sampled.category.as_str()));
+        let open = turns
+            .filter(|sampled| ["brightness", "devices", "arithmetic", "conversion", "thermostat"].contains(&sampled.category.as_str()));
         // a query is known; what the tool found is not
         open.filter_map(|Sampled { turn, .. }| {
             let call = turn.call?;
