@@ -98,8 +98,12 @@ fn run(name: &str, entry: &ToolEntry, arguments: &[&str]) -> Outcome {
         Ok(output) => output,
         Err(failure) => return Outcome::problem(failure.words(), format!("tool `{name}`: {failure}")),
     };
-    let text = String::from_utf8_lossy(&output);
-    let said = words::spoken(&text, RESULT_WORDS);
+    // The letters that happen to be in noise would confuse the model, which was trained on results that mean something.
+    let text = match std::str::from_utf8(&output) {
+        Ok(text) if !text.contains('\0') => text,
+        _ => return Outcome::problem("no answer", format!("tool `{name}` printed {} bytes that are no text (UTF-8)", output.len())),
+    };
+    let said = words::spoken(text, RESULT_WORDS);
     if said.is_empty() && !text.trim().is_empty() {
         return Outcome::problem("no answer", format!("tool `{name}` printed nothing that can be said ({} bytes)", output.len()));
     }
@@ -176,6 +180,10 @@ mod tests {
             output_bytes = 100
             [tool.garbage]
             program = ["/usr/bin/printf", "\\377\\376\\001\\002"]
+            [tool.noise]
+            program = ["/usr/bin/printf", "light\\377on"]
+            [tool.signs]
+            program = ["/usr/bin/printf", "\\001 ... --"]
             "#,
         );
         let started = Instant::now();
@@ -190,7 +198,9 @@ mod tests {
         let outcome = tools.call("floods");
         assert_eq!(outcome.words, "failed");
         assert!(outcome.problem.expect("told").contains("100 bytes"));
-        assert_eq!(tools.call("garbage").words, "no answer");
+        for name in ["garbage", "noise", "signs"] {
+            assert_eq!(tools.call(name).words, "no answer", "{name}");
+        }
         assert!(started.elapsed().as_secs() < 10, "nothing hangs");
     }
 }

@@ -25,7 +25,7 @@ pub struct Augment {
 
 impl Default for Augment {
     fn default() -> Self {
-        Self { reverb: 0.35, noise: 0.6, snr_db: [5.0, 35.0], band: 0.25, gain_db: 8.0, silence: 0.4 }
+        Self { reverb: 0.35, noise: 0.65, snr_db: [3.0, 30.0], band: 0.25, gain_db: 8.0, silence: 0.4 }
     }
 }
 

@@ -311,7 +311,10 @@ pub fn make(options: &Options) -> Result<Manifest, Error> {
             let (voice, samples) = if text.is_empty() {
                 no_speech(&mut rng)
             } else {
-                let voice = synthesisers.draw(&mut rng, set);
+                let voice = match split {
+                    Split::Train => synthesisers.draw_for_training(&mut rng),
+                    _ => synthesisers.draw(&mut rng, set),
+                };
                 (voice.name(), voice.speak(&text, &synthesis::scratch(&scratch))?)
             };
             let mut record =

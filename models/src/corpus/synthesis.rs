@@ -1,5 +1,6 @@
 //! Speech from any synthesiser: espeak-ng and flite by process, any other by a command line, and which voice says what.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -51,6 +52,12 @@ pub enum User {
         range: [f64; 2],
         /// Playing speed: the size of the speaker.
         warp: [f64; 2],
+        /// Share of training questions in an accent of `made_accents`; no test hears them.
+        #[serde(default)]
+        made_share: f64,
+        /// Accents by other phonemes than the dictionary's, so that training hears more kinds of English than espeak-ng has.
+        #[serde(default)]
+        made_accents: BTreeMap<String, MadeAccent>,
     },
     /// Voices of flite.
     Flite {
@@ -75,10 +82,48 @@ pub enum User {
     },
 }
 
+/// An accent made from another by changing phonemes, in espeak-ng's own notation (`espeak-ng -x --sep=_`).
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MadeAccent {
+    /// The accent that it starts from.
+    pub of: String,
+    /// Phoneme to what is said instead; "" leaves it out.
+    pub replace: BTreeMap<String, String>,
+}
+
+/// Chance that a speaker makes a change of their accent: accents are more or less broad.
+const BROADNESS: f64 = 0.8;
+
+impl MadeAccent {
+    /// A speaker of this accent, who makes most of its changes.
+    fn speaker(&self, rng: &mut impl Rng) -> Self {
+        let replace = self.replace.iter().filter(|_| rng.random_bool(BROADNESS)).map(|(from, to)| (from.clone(), to.clone()));
+        Self { of: self.of.clone(), replace: replace.collect() }
+    }
+
+    /// `text` in phonemes for espeak-ng to say.
+    fn phonemes(&self, text: &str) -> Result<String, Error> {
+        let printed = execute("espeak-ng", "espeak-ng", &["-v", &self.of, "-q", "-x", "--sep=_", text].map(str::to_owned))?;
+        let phoneme = |marked: &str| {
+            let plain = marked.trim_start_matches(['\'', ',', '=', '%']);
+            // variants of a phoneme are numbered: "@2" is an "@"
+            let changed = self.replace.get(plain).or_else(|| self.replace.get(plain.trim_end_matches(['2', '#'])));
+            format!("{}{}", &marked[..marked.len() - plain.len()], changed.map_or(plain, String::as_str))
+        };
+        // "_:" is a pause
+        let words = printed.split_whitespace().map(|word| word.replace("__:", "").split('_').map(phoneme).collect::<String>());
+        Ok(words.collect::<Vec<_>>().join(" "))
+    }
+}
+
 impl User {
     fn check(&self) -> Result<(), String> {
         let (weight, ranges) = match self {
-            Self::EspeakNg { weight, rate, pitch, range, warp, .. } => {
+            Self::EspeakNg { weight, rate, pitch, range, warp, made_share, .. } => {
+                if !(0.0..=1.0).contains(made_share) {
+                    return Err(format!("made_share = {made_share} is no share: it lies between 0 and 1"));
+                }
                 (weight, vec![("rate", rate), ("pitch", pitch), ("range", range), ("warp", warp)])
             }
             Self::Flite { weight, stretch, pitch, warp, .. } => (weight, vec![("stretch", stretch), ("pitch", pitch), ("warp", warp)]),
@@ -113,7 +158,7 @@ pub const SETS: [&str; 4] = ["trained", "timbre", "accent", "synthesiser"];
 /// A voice with its settings for one utterance.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Voice {
-    EspeakNg { voice: String, rate: i64, pitch: i64, range: i64, warp: f64 },
+    EspeakNg { voice: String, rate: i64, pitch: i64, range: i64, warp: f64, accent: Option<(String, MadeAccent)> },
     Flite { voice: String, stretch: f64, pitch: f64, warp: f64 },
     Command { name: String, command: Vec<String>, warp: f64 },
 }
@@ -209,6 +254,7 @@ impl Synthesisers {
                     pitch: within(rng, pitch).round() as i64,
                     range: within(rng, range).round() as i64,
                     warp: within(rng, warp),
+                    accent: None,
                 }
             }
             User::Flite { voices, held_out_voices, stretch, pitch, warp, .. } => {
@@ -219,6 +265,29 @@ impl Synthesisers {
                 Voice::Command { name: name.clone(), command: command.clone(), warp: within(rng, warp) }
             }
         }
+    }
+}
+
+impl Synthesisers {
+    /// Draws a voice to train on: one of the set `trained`, or one of those in an accent that was made.
+    pub fn draw_for_training(&self, rng: &mut impl Rng) -> Voice {
+        let mut voice = self.draw(rng, "trained");
+        if let Voice::EspeakNg { voice, accent, .. } = &mut voice {
+            let family = |user: &&User| match user {
+                User::EspeakNg { accents, .. } => accents.iter().any(|name| voice.split('+').next() == Some(name)),
+                _ => false,
+            };
+            if let Some(User::EspeakNg { made_share, made_accents, .. }) = self.user.iter().find(family)
+                && !made_accents.is_empty()
+                && rng.random_bool(*made_share)
+            {
+                let (name, made) = made_accents.iter().nth(rng.random_range(0..made_accents.len())).expect("within the length");
+                *accent = Some((name.clone(), made.speaker(rng)));
+                // the sounds are those of the accent that it is made from
+                *voice = voice.split_once('+').map_or_else(|| made.of.clone(), |(_, variant)| format!("{}+{variant}", made.of));
+            }
+        }
+        voice
     }
 }
 
@@ -236,7 +305,8 @@ impl Voice {
     /// The name written into the corpus.
     pub fn name(&self) -> String {
         match self {
-            Self::EspeakNg { voice, .. } => format!("espeak-ng:{voice}"),
+            Self::EspeakNg { voice, accent: None, .. } => format!("espeak-ng:{voice}"),
+            Self::EspeakNg { voice, accent: Some((name, _)), .. } => format!("espeak-ng:{name}:{voice}"),
             Self::Flite { voice, .. } => format!("flite:{voice}"),
             Self::Command { name, .. } => name.clone(),
         }
@@ -249,8 +319,13 @@ impl Voice {
     pub fn speak(&self, text: &str, scratch: &Path) -> Result<Vec<f32>, Error> {
         let wav = scratch.display().to_string();
         let warp = match self {
-            Self::EspeakNg { voice, rate, pitch, range, warp } => {
-                let marked = format!("<speak><prosody range=\"{range}%\">{text}</prosody></speak>");
+            Self::EspeakNg { voice, rate, pitch, range, warp, accent } => {
+                let said = match accent {
+                    // without the space espeak-ng would say the tag behind it
+                    Some((_, accent)) => format!("[[{}]] ", accent.phonemes(text)?),
+                    None => text.to_owned(),
+                };
+                let marked = format!("<speak><prosody range=\"{range}%\">{said}</prosody></speak>");
                 // at full amplitude the louder variants clip
                 let settings = ["-a", "65", "-v", voice, "-s", &rate.to_string(), "-p", &pitch.to_string(), "-m", "-w", &wav, &marked]
                     .map(str::to_owned);
@@ -351,6 +426,31 @@ mod tests {
         let variant = |name: &String| name.split_once('+').map(|(_, variant)| variant.to_owned());
         let known: BTreeSet<_> = trained.iter().filter_map(variant).collect();
         assert!(timbre.iter().filter_map(variant).all(|variant| !known.contains(&variant)));
+    }
+
+    #[test]
+    fn a_made_accent_changes_phonemes_and_is_for_training_only() {
+        let all = built_in();
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
+        let made = |voice: &Voice| matches!(voice, Voice::EspeakNg { accent: Some(_), .. });
+        let count = (0..1_000).filter(|_| made(&all.draw_for_training(&mut rng))).count();
+        assert!((150..450).contains(&count), "{count}");
+        assert!(SETS.iter().all(|set| (0..200).all(|_| !made(&all.draw(&mut rng, set)))));
+
+        let replace = [("T", "s"), ("@", "a"), ("I", "i:")].map(|(from, to)| (from.to_owned(), to.to_owned())).into();
+        let accent = MadeAccent { of: "en-us".to_owned(), replace };
+        assert_eq!(accent.phonemes("set the thermostat").unwrap(), "s'Et Da s'3:mast,at");
+        let speak = |voice: &str, accent| {
+            let folder = tempfile::tempdir().unwrap();
+            let voice = Voice::EspeakNg { voice: voice.to_owned(), rate: 160, pitch: 50, range: 100, warp: 1.0, accent };
+            voice.speak("set the timer to half past four and close the blinds", &folder.path().join("a.wav")).unwrap().len() as f64
+        };
+        // about as long as without: no tag is read aloud, and no phoneme is unknown (espeak-ng leaves out what follows it)
+        let User::EspeakNg { made_accents, .. } = &all.user[0] else { panic!("espeak-ng comes first") };
+        for (name, accent) in made_accents {
+            let ratio = speak(&accent.of, Some((name.clone(), accent.clone()))) / speak(&accent.of, None);
+            assert!((0.85..1.2).contains(&ratio), "{name}: {ratio}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use anyhow::{Context, Result};
 use rand::{Rng, seq::SliceRandom};
 
+use super::disturb;
 use super::config::{UNIT_FRAMES, UNIT_SAMPLES, units_of_samples};
 use crate::audio::{LogMel, MELS, SAMPLE_RATE};
 use crate::corpus::{Augment, Corpus, Split};
@@ -17,7 +18,7 @@ const AUGMENT: u64 = 0x6175_676d;
 /// Utterances sorted by length together; larger pools pad less, smaller ones mix better.
 const POOL: usize = 2_048;
 /// Share of utterances that are augmented.
-pub const AUGMENTED: f64 = 0.6;
+pub const AUGMENTED: f64 = 0.7;
 
 /// Spoken utterances with their phones.
 pub trait Speech: Sync {
@@ -174,6 +175,27 @@ impl Batch {
     }
 }
 
+impl Batch {
+    /// The batch in two, by utterances; a single utterance stays whole.
+    pub fn halves(&self) -> Vec<Batch> {
+        let middle = self.size.div_ceil(2);
+        let part = |range: Range<usize>| {
+            let frames = self.frames * UNIT_FRAMES * MELS;
+            let rows = |mel: &Vec<f32>| mel[range.start * frames..range.end * frames].to_vec();
+            Batch {
+                size: range.len(),
+                frames: self.frames,
+                mel: rows(&self.mel),
+                clean: self.clean.as_ref().map(rows),
+                lengths: self.lengths[range.clone()].to_vec(),
+                targets: self.targets[range.clone()].to_vec(),
+                seconds: self.seconds * range.len() as f64 / self.size as f64,
+            }
+        };
+        [0..middle, middle..self.size].into_iter().filter(|range| !range.is_empty()).map(part).collect()
+    }
+}
+
 /// How batches are made.
 #[derive(Debug, Clone)]
 pub struct Making {
@@ -195,10 +217,13 @@ impl Making {
         let silence = Augment::default().silence;
         let augment = Augment { silence: 0.0, ..Augment::default() };
         let (mut audio, mut clean, mut targets) = (Vec::new(), Vec::new(), Vec::new());
+        let mut coloured = Vec::new();
         for index in indices.iter().copied() {
             let mut samples = speech.audio(index)?;
             let mut rng = step_rng(self.seed ^ AUGMENT, epoch, index as u64);
-            if rng.random_bool(self.augmented) {
+            let disturbed = rng.random_bool(self.augmented);
+            if disturbed {
+                disturb::speed(&mut rng, &mut samples);
                 // The silence comes first, so that the clean frames stay aligned with the augmented ones.
                 let mut quiet = || vec![0.0; (rng.random_range(0.0..=silence) * SAMPLE_RATE as f32) as usize];
                 samples.splice(0..0, quiet());
@@ -210,10 +235,17 @@ impl Making {
             } else {
                 clean.push(samples.clone());
             }
+            coloured.push(disturbed.then_some(rng));
             audio.push(samples);
             targets.push(speech.phones(index).to_vec());
         }
-        Ok(Batch::new(front_end, &audio, self.clean.then_some(&clean), targets, self.chunk))
+        let mut batch = Batch::new(front_end, &audio, self.clean.then_some(&clean), targets, self.chunk);
+        for (mel, rng) in batch.mel.chunks_exact_mut(batch.frames * UNIT_FRAMES * MELS).zip(&mut coloured) {
+            if let Some(rng) = rng {
+                disturb::colour(rng, mel);
+            }
+        }
+        Ok(batch)
     }
 
     /// Makes the batches of `steps` on a thread of their own and hands them to `consume`, which says whether to go on.

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod ctc;
 pub mod data;
+pub mod disturb;
 pub mod encode;
 pub mod frontend;
 pub mod kmeans;

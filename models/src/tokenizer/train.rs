@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use burn::module::{Module, Param};
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -178,8 +179,8 @@ fn stage(
     making.for_each(train, done..steps, |step, batch| {
         let began = Instant::now();
         let current = model.take().context("the model is between two steps")?;
-        let losses = losses(&current, &batch, teacher, config, &mut step_rng(making.seed, step, MASKS));
-        let (current, norm) = optimizer.step(current, losses.surrogate.backward(), step, steps);
+        let (gradients, losses) = gradients(&current, &batch, teacher, config, &|part| step_rng(making.seed, step, MASKS + part));
+        let (current, norm) = optimizer.apply(current, gradients, step, steps);
         let mut values = vec![("ctc", losses.ctc), ("norm", f64::from(norm))];
         if let Some((loss, accuracy)) = losses.masked {
             values.extend([("masked", loss), ("masked_accuracy", accuracy)]);
@@ -204,6 +205,46 @@ struct Losses {
     ctc: f64,
     /// Masked-prediction loss per masked frame, and the share predicted right.
     masked: Option<(f64, f64)>,
+}
+
+/// Gradients of a batch: its halves are worked on side by side, each by a copy of the network with a graph of its own, because
+/// most operations of Flex use one core. The halves are fixed and summed in order, so the number of cores changes no digit.
+fn gradients(
+    model: &Tokenizer,
+    batch: &Batch,
+    teacher: Option<&Tokenizer>,
+    config: &TrainConfig,
+    rng: &(dyn Fn(u64) -> ChaCha8Rng + Sync),
+) -> (GradientsParams, Losses) {
+    let device = model.mask.val().device();
+    let halves = batch.halves();
+    let results: Vec<(GradientsParams, Losses, f64)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..)
+            .zip(&halves)
+            .map(|(part, half)| {
+                let (copy, device) = (model.clone(), &device);
+                scope.spawn(move || {
+                    let copy = copy.fork(device);
+                    let losses = losses(&copy, half, teacher, config, &mut rng(part));
+                    let weight = half.size as f64 / batch.size as f64;
+                    let surrogate = losses.surrogate.clone() * weight;
+                    (GradientsParams::from_grads(surrogate.backward(), &copy), losses, weight)
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().expect("a half of the batch failed")).collect()
+    });
+    let mut sum = GradientsAccumulator::new();
+    let mut total = Losses { surrogate: Tensor::zeros([1], &device), ctc: 0.0, masked: None };
+    for (gradients, losses, weight) in results {
+        sum.accumulate(model, gradients);
+        total.ctc += weight * losses.ctc;
+        if let Some((loss, accuracy)) = losses.masked {
+            let (loss_so_far, accuracy_so_far) = total.masked.unwrap_or_default();
+            total.masked = Some((loss_so_far + weight * loss, accuracy_so_far + weight * accuracy));
+        }
+    }
+    (sum.grads(), total)
 }
 
 fn losses(model: &Tokenizer, batch: &Batch, teacher: Option<&Tokenizer>, config: &TrainConfig, rng: &mut ChaCha8Rng) -> Losses {
