@@ -215,7 +215,7 @@ impl Tokenizer {
 
     /// The nearest centroid of each feature row: `[N, d]` to `[N]`, argmin of ‖c‖² − 2 x·c.
     pub fn quantise(&self, features: Tensor<2>) -> Tensor<1, Int> {
-        let centroids = self.centroids.val(); // [k, d]
+        let centroids = self.centroids.val().detach(); // [k, d]
         let squares = centroids.clone().powi_scalar(2).sum_dim(1).transpose(); // [1, k]
         let scores = squares - features.matmul(centroids.transpose()).mul_scalar(2.0); // [N, k]
         scores.argmin(1).squeeze_dim(1)

@@ -4,7 +4,9 @@
 //! 2. `teacher`: k-means on the features of the quantised layer; the frozen network with its codebook becomes the teacher.
 //! 3. `hubert`: masked prediction of the teacher's units (HuBERT, Hsu et al. 2021) together with CTC. Half of the utterances of a
 //!    batch are masked, the other half are whole, as at run time; the teacher hears clean audio, the student augmented.
-//! 4. `checkpoint`: k-means again; the network with its final codebook.
+//!    The codebook learns along: CTC must also read the quantised features (straight-through, VQ-VAE, van den Oord et al. 2017;
+//!    in a speech recogniser: CosyVoice, Du et al. 2024), so that what the units leave out is not what tells phones apart.
+//! 4. `checkpoint`: the network with its final codebook.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -48,6 +50,10 @@ pub struct TrainConfig {
     pub prior_scale: f32,
     /// Weight of the masked prediction against the CTC loss, HuBERT stage.
     pub masked_weight: f32,
+    /// Weight of CTC over quantised features against CTC over the features themselves, HuBERT stage; 0 leaves the codebook to k-means.
+    pub quantised_weight: f32,
+    /// How strongly features are drawn to their centroid: weight of the mean squared distance.
+    pub commitment: f32,
     /// Peak learning rate of the HuBERT stage, as a share of the first stage's.
     pub hubert_rate: f64,
     /// Frames that k-means looks at.
@@ -65,6 +71,8 @@ impl TrainConfig {
             seed,
             prior_scale: 0.3,
             masked_weight: 0.5,
+            quantised_weight: 1.0,
+            commitment: 0.25,
             hubert_rate: 0.5,
             kmeans_frames: 60_000,
             kmeans_iterations: 15,
@@ -124,10 +132,19 @@ pub fn train(config: &TrainConfig, steps: Steps, args: &CommonArgs, train: &dyn 
         add_codebook(config, model.valid(), train, &folders.checkpoint(), device)?;
         return Ok(true);
     }
+    let mut model = model;
+    if config.quantised_weight > 0.0 {
+        let centroids = Tensor::from_inner(teacher.centroids.val());
+        model.centroids = Param::initialized(model.centroids.id, centroids).set_require_grad(true);
+    }
     let (model, done) =
         stage(config, &folders.stage("hubert"), "hubert", steps.hubert, &left(args), model, Some(&teacher), (train, dev), device)?;
     if !done {
         return Ok(false);
+    }
+    if config.quantised_weight > 0.0 {
+        checkpoint::save(&folders.checkpoint(), &config.network, &model.valid(), Precision::F32)?;
+        return Ok(true);
     }
     add_codebook(config, model.valid(), train, &folders.checkpoint(), device)?;
     Ok(true)
@@ -185,6 +202,9 @@ fn stage(
         if let Some((loss, accuracy)) = losses.masked {
             values.extend([("masked", loss), ("masked_accuracy", accuracy)]);
         }
+        if let Some((loss, distance)) = losses.quantised {
+            values.extend([("quantised_ctc", loss), ("quantised_distance", distance)]);
+        }
         values.push(("audio_per_second", batch.seconds / began.elapsed().as_secs_f64()));
         if (step + 1) % 100 == 0 || step + 1 == steps {
             values.push(("dev_phone_error", phone_error(&current.valid(), &dev, config, device)));
@@ -205,6 +225,16 @@ struct Losses {
     ctc: f64,
     /// Masked-prediction loss per masked frame, and the share predicted right.
     masked: Option<(f64, f64)>,
+    /// CTC loss per phone of the quantised features, and their mean squared distance to their centroids.
+    quantised: Option<(f64, f64)>,
+}
+
+/// Adds `weight` times a pair of losses to a sum.
+fn add_pair(sum: &mut Option<(f64, f64)>, pair: Option<(f64, f64)>, weight: f64) {
+    if let Some((a, b)) = pair {
+        let (a_so_far, b_so_far) = sum.unwrap_or_default();
+        *sum = Some((a_so_far + weight * a, b_so_far + weight * b));
+    }
 }
 
 /// Gradients of a batch: its halves are worked on side by side, each by a copy of the network with a graph of its own, because
@@ -235,14 +265,12 @@ fn gradients(
         workers.into_iter().map(|worker| worker.join().expect("a half of the batch failed")).collect()
     });
     let mut sum = GradientsAccumulator::new();
-    let mut total = Losses { surrogate: Tensor::zeros([1], &device), ctc: 0.0, masked: None };
+    let mut total = Losses { surrogate: Tensor::zeros([1], &device), ctc: 0.0, masked: None, quantised: None };
     for (gradients, losses, weight) in results {
         sum.accumulate(model, gradients);
         total.ctc += weight * losses.ctc;
-        if let Some((loss, accuracy)) = losses.masked {
-            let (loss_so_far, accuracy_so_far) = total.masked.unwrap_or_default();
-            total.masked = Some((loss_so_far + weight * loss, accuracy_so_far + weight * accuracy));
-        }
+        add_pair(&mut total.masked, losses.masked, weight);
+        add_pair(&mut total.quantised, losses.quantised, weight);
     }
     (sum.grads(), total)
 }
@@ -268,6 +296,11 @@ fn losses(model: &Tokenizer, batch: &Batch, teacher: Option<&Tokenizer>, config:
     let gradient = Tensor::<3>::from_data(TensorData::new(ctc.gradient, [b, t, config.network.phones]), &device);
     let mut surrogate = (logits * gradient).sum();
 
+    let quantised = (teacher.is_some() && config.quantised_weight > 0.0).then(|| {
+        let quantised = quantised(model, features.clone(), batch, &hidden, config);
+        surrogate = surrogate.clone() + quantised.surrogate;
+        (quantised.ctc, quantised.distance)
+    });
     let mut masked = None;
     if let (Some(teacher), false) = (teacher, hidden.is_empty()) {
         let plain = teacher.mask.val().device();
@@ -283,7 +316,43 @@ fn losses(model: &Tokenizer, batch: &Batch, teacher: Option<&Tokenizer>, config:
         surrogate = surrogate + (logits * gradient).sum();
         masked = Some((loss, accuracy));
     }
-    Losses { surrogate, ctc: ctc.loss, masked }
+    Losses { surrogate, ctc: ctc.loss, masked, quantised }
+}
+
+/// What the codebook costs.
+struct Quantised {
+    /// Its gradient is that of the losses.
+    surrogate: Tensor<1>,
+    ctc: f64,
+    distance: f64,
+}
+
+/// CTC over the centroids of `features` `[B, T, d]`, with the gradient passed straight through to the features; the centroids move
+/// to their features and the features to their centroids. Utterances with `hidden` frames take no part: they are none at run time.
+fn quantised(model: &Tokenizer, features: Tensor<3>, batch: &Batch, hidden: &[i64], config: &TrainConfig) -> Quantised {
+    let device = features.device();
+    let (b, t, d) = (batch.size, batch.frames, config.network.width);
+    let mut lengths = batch.lengths.clone();
+    hidden.iter().for_each(|frame| lengths[*frame as usize / t] = 0);
+    let features = features.reshape([b * t, d]);
+    let units = model.quantise(features.clone().detach()); // [B T]
+    let centroids = model.centroids.val().select(0, units); // [B T, d]
+    let passed = features.clone() + (centroids.clone() - features.clone()).detach();
+    let logits = model.phone_logits(passed.reshape([b, t, d]));
+    let values: Vec<f32> = logits.clone().into_data().try_to_vec().expect("logits are f32");
+    let ctc = ctc_loss(&values, t, config.network.phones, &lengths, &batch.targets, config.prior_scale);
+    let mut gradient = ctc.gradient;
+    gradient.iter_mut().for_each(|value| *value *= config.quantised_weight);
+    let gradient = Tensor::<3>::from_data(TensorData::new(gradient, [b, t, config.network.phones]), &device);
+
+    let count = lengths.iter().sum::<usize>().max(1) as f32 * d as f32;
+    let weights = lengths.iter().flat_map(|length| (0..t).map(move |frame| if frame < *length { 1.0 / count } else { 0.0 }));
+    let weights = Tensor::<2>::from_data(TensorData::new(weights.collect::<Vec<f32>>(), [b * t, 1]), &device);
+    let to_features = ((centroids.clone() - features.clone().detach()).square() * weights.clone()).sum();
+    let distance = f64::from(to_features.clone().detach().into_scalar::<f32>());
+    let to_centroids = ((features - centroids.detach()).square() * weights).sum();
+    let surrogate = (logits * gradient).sum() + to_features + to_centroids * config.commitment;
+    Quantised { surrogate, ctc: ctc.loss, distance }
 }
 
 /// Mean cross-entropy of rows of logits, the share right, and `weight` times the gradient.
