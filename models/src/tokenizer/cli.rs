@@ -65,10 +65,10 @@ pub struct Args {
     #[arg(long, default_value_t = 500, value_name = "K")]
     units: usize,
     /// Width of the network
-    #[arg(long, default_value_t = 192)]
+    #[arg(long, default_value_t = 256)]
     width: usize,
     /// Blocks of the network
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 6)]
     layers: usize,
     /// Layer to quantise; the last one by default
     #[arg(long)]

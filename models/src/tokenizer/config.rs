@@ -30,7 +30,7 @@ pub struct TokenizerConfig {
 
 impl Default for TokenizerConfig {
     fn default() -> Self {
-        Self { width: 192, layers: 5, heads: 4, feed_forward: 768, kernel: 9, chunk: 8, left_chunks: 5, phones: 50, units: 500, layer: 5 }
+        Self { width: 256, layers: 6, heads: 4, feed_forward: 1024, kernel: 9, chunk: 8, left_chunks: 5, phones: 50, units: 500, layer: 6 }
     }
 }
 
