@@ -18,6 +18,7 @@ HUBERT_STEPS=${HUBERT_STEPS:-}
 DECODER_STEPS=${DECODER_STEPS:-}
 LM_STEPS=${LM_STEPS:-}
 COPIES=${COPIES:-1}              # encodings of each training question in noise, besides the clean one
+THREADS=${THREADS:-2}            # cores that share a step of the language model
 PRECISION=${PRECISION:---int8}
 
 cargo build --workspace --bins
@@ -40,7 +41,7 @@ step "decoder"
 "$bin/sa-align" decoder --corpus "$run/corpus" --units "$run/units" --output "$run/decoder" --seed "$SEED" ${DECODER_STEPS:+--steps "$DECODER_STEPS"}
 
 step "language model"
-"$bin/sa-align" lm --corpus "$run/corpus" --units "$run/units" --output "$run/lm" --seed "$SEED" ${LM_STEPS:+--steps "$LM_STEPS"}
+"$bin/sa-align" lm --corpus "$run/corpus" --units "$run/units" --output "$run/lm" --seed "$SEED" --threads "$THREADS" ${LM_STEPS:+--steps "$LM_STEPS"}
 
 step "checkpoint and bundle"
 rm -rf "$run/checkpoint.partial"

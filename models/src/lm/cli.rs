@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(long, value_name = "M", conflicts_with = "minutes")]
     finish_in: Option<f64>,
     /// Sequences a step
-    #[arg(long, default_value_t = 40)]
+    #[arg(long, default_value_t = 64)]
     batch: usize,
     /// Peak learning rate
     #[arg(long, default_value_t = 2e-3)]
@@ -52,10 +52,10 @@ pub struct Args {
     #[arg(long)]
     no_transcript: bool,
     /// Shares of the tasks: question,transcribe,text,say
-    #[arg(long, default_value = "0.4,0.2,0.2,0.2", value_parser = shares, value_name = "SHARES")]
+    #[arg(long, default_value = "0.45,0.25,0.12,0.18", value_parser = shares, value_name = "SHARES")]
     mix: [f64; 4],
     /// How often a question's reply is trained as speech where it was synthesised
-    #[arg(long, default_value_t = 0.5, value_name = "SHARE")]
+    #[arg(long, default_value_t = 0.35, value_name = "SHARE")]
     spoken: f64,
     /// A JSON file with the whole training configuration, in place of the flags above
     #[arg(long, value_name = "FILE")]

@@ -36,7 +36,7 @@ pub struct MixConfig {
 
 impl Default for MixConfig {
     fn default() -> Self {
-        Self { question: 0.40, transcribe: 0.20, text: 0.20, say: 0.20, corruption: [0.02, 0.08], spoken: 0.5, shift: true }
+        Self { question: 0.45, transcribe: 0.25, text: 0.12, say: 0.18, corruption: [0.02, 0.08], spoken: 0.35, shift: true }
     }
 }
 

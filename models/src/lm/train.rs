@@ -33,7 +33,7 @@ pub struct TrainConfig {
 impl TrainConfig {
     pub fn new(model: Config, seed: u64) -> Self {
         let optimizer = OptimizerConfig { learning_rate: 2e-3, weight_decay: 0.05, warmup: 200, ..OptimizerConfig::default() };
-        Self { model, mix: MixConfig::default(), optimizer, batch: 40, unit_weight: 1.0, seed }
+        Self { model, mix: MixConfig::default(), optimizer, batch: 64, unit_weight: 1.0, seed }
     }
 }
 
