@@ -52,10 +52,10 @@ pub struct Args {
     #[arg(long)]
     no_transcript: bool,
     /// Shares of the tasks: question,transcribe,text,say
-    #[arg(long, default_value = "0.45,0.25,0.12,0.18", value_parser = shares, value_name = "SHARES")]
+    #[arg(long, default_value = "0.42,0.34,0.1,0.14", value_parser = shares, value_name = "SHARES")]
     mix: [f64; 4],
     /// How often a question's reply is trained as speech where it was synthesised
-    #[arg(long, default_value_t = 0.35, value_name = "SHARE")]
+    #[arg(long, default_value_t = 0.25, value_name = "SHARE")]
     spoken: f64,
     /// A JSON file with the whole training configuration, in place of the flags above
     #[arg(long, value_name = "FILE")]
