@@ -258,7 +258,7 @@ fn number_at(chars: &[char], at: &mut usize) -> String {
         } else if c == '.' && !point && digit(*at + 1) {
             point = true;
             number.push('.');
-        } else if !(c == ',' && !point && (1..=3).all(|i| digit(*at + i)) && !digit(*at + 4)) {
+        } else if c != ',' || point || !(1..=3).all(|i| digit(*at + i)) || digit(*at + 4) {
             break;
         }
         *at += 1;

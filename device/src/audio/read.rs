@@ -149,9 +149,9 @@ mod tests {
             // The tone that fits best: its size, its shift in samples, and what is left over.
             let angle = |i: usize| TAU * 440.0 * i as f64 / 16_000.0;
             let (mut sine, mut cosine) = (0.0, 0.0);
-            for i in 800..7200 {
-                sine += f64::from(samples[i]) * angle(i).sin() / 3200.0;
-                cosine += f64::from(samples[i]) * angle(i).cos() / 3200.0;
+            for (i, sample) in samples.iter().enumerate().take(7200).skip(800) {
+                sine += f64::from(*sample) * angle(i).sin() / 3200.0;
+                cosine += f64::from(*sample) * angle(i).cos() / 3200.0;
             }
             let rest =
                 (800..7200).map(|i| (f64::from(samples[i]) - sine * angle(i).sin() - cosine * angle(i).cos()).abs()).fold(0.0, f64::max);

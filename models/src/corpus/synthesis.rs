@@ -136,7 +136,7 @@ impl User {
                 (weight, vec![("warp", warp)])
             }
         };
-        if !(*weight >= 0.0) {
+        if weight.is_nan() || *weight < 0.0 {
             return Err(format!("a weight of {weight}"));
         }
         match ranges.iter().find(|(_, range)| !(0.0 <= range[0] && range[0] <= range[1] && range[1] < 1000.0)) {

@@ -156,7 +156,7 @@ impl Trainer {
         let by_head = Tensor::<3>::from_data(TensorData::new(by_head, head.dims()), &self.device);
         let gradients = (head * by_head).sum().backward();
         let (mut pair, norm) = optimizer.step(pair, gradients, scheduled, self.config.steps);
-        if step % AVERAGE_EVERY == 0 {
+        if step.is_multiple_of(AVERAGE_EVERY) {
             let decay = self.config.average.powi(AVERAGE_EVERY as i32).min((1 + step) as f64 / (10 + step) as f64);
             pair = pair.update_average(decay);
         }

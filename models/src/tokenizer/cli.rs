@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 use super::config::TokenizerConfig;
 use super::data::CorpusSpeech;
 use super::encode::{self, encode_corpus};
+use super::lag;
 use super::probe::{self, probe};
-use super::train::{Folders, Steps, TrainConfig, train};
+use super::train::{Folders, Steps, TrainConfig, load, train};
 use crate::corpus::{Corpus, Split};
 use crate::train::{CommonArgs, DeviceChoice, checkpoint::write_atomically};
 
@@ -136,7 +137,13 @@ fn run_train(args: &Args, corpus: &Corpus) -> Result<()> {
     };
     let (training, dev) = (CorpusSpeech::new(corpus, Split::Train, true), CorpusSpeech::new(corpus, Split::Dev, false));
     let steps = Steps { ctc: args.steps_ctc, hubert: args.steps_hubert };
-    if train(&config, steps, &common, &training, &dev, &args.device.device()?)? {
+    let device = args.device.device()?;
+    if train(&config, steps, &common, &training, &dev, &device)? {
+        let checkpoint = Folders::new(&output).checkpoint();
+        let (mut network, model) = load(&checkpoint, &device)?;
+        network.lag = lag::measure(&model, &network, corpus, &device).context("while measuring how late the phones come")?;
+        write_atomically(&checkpoint.join("config.json"), &serde_json::to_vec_pretty(&network)?)?;
+        eprintln!("phones come {} units after their sound; the agent's units are moved by as many", network.lag);
         eprintln!("the tokenizer is in {}", Folders::new(&output).checkpoint().display());
     } else {
         eprintln!("the minutes are over: the same command goes on");

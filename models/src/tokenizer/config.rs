@@ -24,13 +24,27 @@ pub struct TokenizerConfig {
     pub phones: usize,
     /// Number of units, k.
     pub units: usize,
+    /// By how many units phones come later than their sound: measured on the agent's speech when training ends (see `lag`).
+    pub lag: usize,
     /// Layer whose output is quantised: `layers` is the last one, after the final LayerNorm; 1.. are block outputs.
     pub layer: usize,
 }
 
 impl Default for TokenizerConfig {
     fn default() -> Self {
-        Self { width: 256, layers: 6, heads: 4, feed_forward: 1024, kernel: 9, chunk: 8, left_chunks: 5, phones: 50, units: 500, layer: 6 }
+        Self {
+            width: 256,
+            layers: 6,
+            heads: 4,
+            feed_forward: 1024,
+            kernel: 9,
+            chunk: 8,
+            left_chunks: 5,
+            phones: 50,
+            units: 500,
+            lag: 0,
+            layer: 6,
+        }
     }
 }
 

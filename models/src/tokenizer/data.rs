@@ -6,8 +6,8 @@ use std::sync::mpsc;
 use anyhow::{Context, Result};
 use rand::{Rng, seq::SliceRandom};
 
-use super::disturb;
 use super::config::{UNIT_FRAMES, UNIT_SAMPLES, units_of_samples};
+use super::disturb;
 use crate::audio::{LogMel, MELS, SAMPLE_RATE};
 use crate::corpus::{Augment, Corpus, Split};
 use crate::train::step_rng;

@@ -19,7 +19,7 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::config::TokenizerConfig;
+use super::config::{TokenizerConfig, UNIT_SAMPLES};
 use super::data::Batch;
 use super::network::Tokenizer;
 use super::train::mel_tensor;
@@ -57,6 +57,9 @@ struct Manifest {
     version: u32,
     units: usize,
     checkpoint_sha256: String,
+    /// Units by which the replies are moved.
+    #[serde(default)]
+    lag: usize,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -97,7 +100,7 @@ pub fn encode_corpus(
     let path = checkpoint.join("model.safetensors");
     let weights = fs::read(&path).map_err(|source| UnitsError::Io { what: "read", path, source })?;
     let hash: String = Sha256::digest(&weights).iter().map(|byte| format!("{byte:02x}")).collect();
-    let manifest = Manifest { version: 1, units: config.units, checkpoint_sha256: hash };
+    let manifest = Manifest { version: 1, units: config.units, checkpoint_sha256: hash, lag: config.lag };
     let path = output.join("units.json");
     if path.exists() {
         if read_json::<Manifest>(&path)? != manifest {
@@ -112,12 +115,21 @@ pub fn encode_corpus(
     let questions: Vec<Item> = [Split::Train, Split::Dev, Split::Test]
         .into_iter()
         .flat_map(|split| corpus.questions(split))
-        .map(|q| Item { id: &q.id, samples: q.samples as usize, read: Box::new(move || corpus.audio(q)) })
+        .map(|q| Item { id: &q.id, samples: q.samples as usize, lag: 0, read: Box::new(move || corpus.audio(q)) })
         .collect();
+    // What is spoken must not wait for what is heard late: a unit of the agent stands where its sound is.
+    let lag = encoder.config.lag;
     let replies: Vec<Item> = [Split::Train, Split::Dev, Split::Test]
         .into_iter()
         .flat_map(|split| corpus.replies(split))
-        .map(|r| Item { id: &r.id, samples: r.samples as usize, read: Box::new(move || corpus.reply_audio(r)) })
+        .map(|r| {
+            let read = move || {
+                let mut audio = corpus.reply_audio(r)?;
+                audio.extend(std::iter::repeat_n(0.0, lag * UNIT_SAMPLES));
+                Ok(audio)
+            };
+            Item { id: &r.id, samples: r.samples as usize, lag, read: Box::new(read) }
+        })
         .collect();
     encoder.encode(replies, &output.join("replies"))?;
     encoder.encode(questions, &output.join("questions"))?;
@@ -128,7 +140,7 @@ pub fn encode_corpus(
                 Augment::default().apply(&mut step_rng(options.seed, id_hash(&q.id), copy as u64), &mut audio);
                 Ok(audio)
             };
-            Item { id: &q.id, samples: q.samples as usize, read: Box::new(read) }
+            Item { id: &q.id, samples: q.samples as usize, lag: 0, read: Box::new(read) }
         });
         encoder.encode(augmented.collect(), &output.join(format!("questions-{copy}")))?;
     }
@@ -143,6 +155,8 @@ fn id_hash(id: &str) -> u64 {
 struct Item<'a> {
     id: &'a str,
     samples: usize,
+    /// Units at the start that are left out.
+    lag: usize,
     read: Box<dyn Fn() -> Result<Vec<f32>, corpus::Error> + Sync + Send + 'a>,
 }
 
@@ -166,6 +180,7 @@ impl Encoder<'_> {
             let units = self.shard(shard)?;
             let (mut bytes, mut index, mut offset) = (Vec::new(), Vec::new(), 0);
             for (item, units) in shard.iter().zip(units) {
+                let units = &units[item.lag..];
                 bytes.extend(units.iter().flat_map(|unit| unit.to_le_bytes()));
                 let entry = Entry { id: item.id.to_owned(), offset, count: units.len() };
                 serde_json::to_writer(&mut index, &entry).expect("a plain struct is JSON");
@@ -339,7 +354,12 @@ mod tests {
         let items = |count: usize| -> Vec<Item<'static>> {
             let ids = ["a", "b", "c", "d"];
             (0..count)
-                .map(|i| Item { id: ids[i], samples: 1000 * (i + 1), read: Box::new(move || Ok(vec![0.1 * i as f32; 1000 * (i + 1)])) })
+                .map(|i| Item {
+                    id: ids[i],
+                    samples: 1000 * (i + 1),
+                    lag: 0,
+                    read: Box::new(move || Ok(vec![0.1 * i as f32; 1000 * (i + 1)])),
+                })
                 .collect()
         };
         encoder.encode(items(2), folder.path()).expect("encodes");

@@ -13,6 +13,7 @@ pub mod disturb;
 pub mod encode;
 pub mod frontend;
 pub mod kmeans;
+pub mod lag;
 pub mod network;
 pub mod probe;
 pub mod stream;

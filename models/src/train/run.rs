@@ -148,11 +148,11 @@ impl Run {
         self.bar.set_position(step);
         self.bar.set_message(values.iter().map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>().join(" "));
         // A terminal has the bar; a log file gets a line now and then.
-        if self.bar.is_hidden() && (step % 25 == 0 || step == 1) {
+        if self.bar.is_hidden() && (step.is_multiple_of(25) || step == 1) {
             eprintln!("{} {step}/{} {} ({:.0?} to go)", self.bar.prefix(), self.total, self.bar.message(), self.bar.eta());
         }
         let stop = step >= self.total || self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        if stop || step % self.save_every == 0 {
+        if stop || step.is_multiple_of(self.save_every) {
             self.save(step, model, optimizer)?;
         }
         if stop {

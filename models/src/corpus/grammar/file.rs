@@ -176,7 +176,7 @@ impl Compiler<'_> {
             if outcome.result.is_some() != call.is_some() {
                 return Err(self.source.wrong(at, "a call needs a result in every outcome, and a result needs a call"));
             }
-            if !(outcome.weight > 0.0) {
+            if outcome.weight.is_nan() || outcome.weight <= 0.0 {
                 return Err(self.source.wrong(at, "weights must be positive"));
             }
         }
@@ -267,7 +267,7 @@ impl Grammar {
             if intents.iter().any(|known| known.name == *name.get_ref()) {
                 return Err(compiler.source.wrong(&name, format!("there are two intents {:?}", name.get_ref())));
             }
-            if !(intent.weight > 0.0) {
+            if intent.weight.is_nan() || intent.weight <= 0.0 {
                 return Err(compiler.source.wrong(&name, "weights must be positive"));
             }
             let mut names = Names::default();

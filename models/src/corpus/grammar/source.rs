@@ -148,7 +148,9 @@ impl Slot {
                 Source::Plural { number: template(number)?, one: template(one)?, many: template(many)? }
             }
             _ => {
-                return Err(format!("{kind:?} is no source; there are list, row, one of, number, ordinal, year, clock, calc, text, plural"));
+                return Err(format!(
+                    "{kind:?} is no source; there are list, row, one of, number, ordinal, year, clock, calc, text, plural"
+                ));
             }
         };
         Ok(Self { first: names.bind(name), source })
