@@ -2,8 +2,8 @@
 //!
 //! 1. `ctc`: phones by CTC from scratch. Units that carry phones come from here (RECIPE.md).
 //! 2. `teacher`: k-means on the features of the quantised layer; the frozen network with its codebook becomes the teacher.
-//! 3. `hubert`: masked prediction of the teacher's units (HuBERT, Hsu et al. 2021) together with CTC. Half of the utterances of a
-//!    batch are masked, the other half are whole, as at run time; the teacher hears clean audio, the student augmented.
+//! 3. `hubert`: masked prediction of the teacher's units (HuBERT, Hsu et al. 2021) together with CTC. A quarter of the utterances of
+//!    a batch are masked, the others are whole, as at run time; the teacher hears clean audio, the student augmented.
 //!    The codebook learns along: CTC must also read the quantised features (straight-through, VQ-VAE, van den Oord et al. 2017;
 //!    in a speech recogniser: CosyVoice, Du et al. 2024), so that what the units leave out is not what tells phones apart.
 //! 4. `checkpoint`: the network with its final codebook.
@@ -35,6 +35,9 @@ const MASKS: u64 = 0x6d61_736b;
 const SPAN: usize = 5;
 /// Chance that a span starts at a frame: about a third of the frames are masked.
 const SPAN_START: f64 = 0.08;
+/// Share of the utterances of a batch of the HuBERT stage that spans are hidden of. The others are whole, as at run time, and it is
+/// they who teach the codebook.
+const MASKED_SHARE: f64 = 0.25;
 /// Dev utterances read greedily to watch the phone error.
 const DEV_UTTERANCES: usize = 96;
 
@@ -54,6 +57,8 @@ pub struct TrainConfig {
     pub quantised_weight: f32,
     /// How strongly features are drawn to their centroid: weight of the mean squared distance.
     pub commitment: f32,
+    /// How far a centroid follows one of its features, as a share of their distance.
+    pub codebook_rate: f32,
     /// Peak learning rate of the HuBERT stage, as a share of the first stage's.
     pub hubert_rate: f64,
     /// Frames that k-means looks at.
@@ -72,7 +77,8 @@ impl TrainConfig {
             prior_scale: 0.3,
             masked_weight: 0.5,
             quantised_weight: 1.0,
-            commitment: 0.25,
+            commitment: 1.0,
+            codebook_rate: 0.005,
             hubert_rate: 0.5,
             kmeans_frames: 60_000,
             kmeans_iterations: 15,
@@ -135,7 +141,7 @@ pub fn train(config: &TrainConfig, steps: Steps, args: &CommonArgs, train: &dyn 
     let mut model = model;
     if config.quantised_weight > 0.0 {
         let centroids = Tensor::from_inner(teacher.centroids.val());
-        model.centroids = Param::initialized(model.centroids.id, centroids).set_require_grad(true);
+        model.centroids = Param::initialized(model.centroids.id, centroids).set_require_grad(false);
     }
     let (model, done) =
         stage(config, &folders.stage("hubert"), "hubert", steps.hubert, &left(args), model, Some(&teacher), (train, dev), device)?;
@@ -191,23 +197,29 @@ fn stage(
         clean: teacher.is_some(),
     };
     let dev = dev_batches(dev, config)?;
+    let quantised = teacher.is_some() && config.quantised_weight > 0.0;
     let mut model = Some(model);
     let mut finished = false;
     making.for_each(train, done..steps, |step, batch| {
         let began = Instant::now();
         let current = model.take().context("the model is between two steps")?;
         let (gradients, losses) = gradients(&current, &batch, teacher, config, &|part| step_rng(making.seed, step, MASKS + part));
-        let (current, norm) = optimizer.apply(current, gradients, step, steps);
+        let (mut current, norm) = optimizer.apply(current, gradients, step, steps);
         let mut values = vec![("ctc", losses.ctc), ("norm", f64::from(norm))];
         if let Some((loss, accuracy)) = losses.masked {
             values.extend([("masked", loss), ("masked_accuracy", accuracy)]);
         }
-        if let Some((loss, distance)) = losses.quantised {
-            values.extend([("quantised_ctc", loss), ("quantised_distance", distance)]);
+        if let Some(quantised) = losses.quantised {
+            values.extend([("quantised_ctc", quantised.ctc), ("quantised_distance", quantised.distance)]);
+            quantised.found.follow(&mut current, config.codebook_rate);
         }
         values.push(("audio_per_second", batch.seconds / began.elapsed().as_secs_f64()));
         if (step + 1) % 100 == 0 || step + 1 == steps {
-            values.push(("dev_phone_error", phone_error(&current.valid(), &dev, config, device)));
+            let model = current.valid();
+            values.push(("dev_phone_error", phone_error(&model, &dev, config, device, false)));
+            if quantised {
+                values.push(("dev_unit_phone_error", phone_error(&model, &dev, config, device, true)));
+            }
         }
         let next = run.finish_step(step + 1, &values, &current, &optimizer).with_context(|| format!("while training stage {name}"))?;
         finished = step + 1 >= steps;
@@ -225,15 +237,60 @@ struct Losses {
     ctc: f64,
     /// Masked-prediction loss per masked frame, and the share predicted right.
     masked: Option<(f64, f64)>,
-    /// CTC loss per phone of the quantised features, and their mean squared distance to their centroids.
-    quantised: Option<(f64, f64)>,
+    quantised: Option<QuantisedLosses>,
 }
 
-/// Adds `weight` times a pair of losses to a sum.
-fn add_pair(sum: &mut Option<(f64, f64)>, pair: Option<(f64, f64)>, weight: f64) {
-    if let Some((a, b)) = pair {
-        let (a_so_far, b_so_far) = sum.unwrap_or_default();
-        *sum = Some((a_so_far + weight * a, b_so_far + weight * b));
+/// What the quantised features yield.
+struct QuantisedLosses {
+    /// CTC loss per phone.
+    ctc: f64,
+    /// Mean squared distance of the features to their centroids.
+    distance: f64,
+    found: Found,
+}
+
+/// The features that each unit was given to.
+#[derive(Default)]
+struct Found {
+    /// `[k, d]`
+    sums: Vec<f32>,
+    /// `[k]`
+    counts: Vec<f32>,
+}
+
+impl Found {
+    fn new(features: &[f32], units: &[i64], k: usize) -> Self {
+        let d = features.len() / units.len().max(1);
+        let mut found = Self { sums: vec![0.0; k * d], counts: vec![0.0; k] };
+        for (feature, unit) in features.chunks(d.max(1)).zip(units) {
+            let unit = *unit as usize;
+            found.counts[unit] += 1.0;
+            found.sums[unit * d..][..d].iter_mut().zip(feature).for_each(|(sum, value)| *sum += value);
+        }
+        found
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.sums.resize(other.sums.len(), 0.0);
+        self.counts.resize(other.counts.len(), 0.0);
+        self.sums.iter_mut().zip(&other.sums).for_each(|(sum, value)| *sum += value);
+        self.counts.iter_mut().zip(&other.counts).for_each(|(sum, value)| *sum += value);
+    }
+
+    /// Moves each centroid towards the mean of its features: k-means in mini-batches (Sculley 2010), with a fixed rate because
+    /// the features move too. Centroids that follow by gradient fall behind them.
+    fn follow(&self, model: &mut Tokenizer, rate: f32) {
+        let centroids = model.centroids.val();
+        let (device, [k, d]) = (centroids.device(), centroids.dims());
+        let mut values: Vec<f32> = centroids.into_data().try_to_vec().expect("centroids are f32");
+        for ((centroid, sum), count) in values.chunks_mut(d).zip(self.sums.chunks(d)).zip(&self.counts) {
+            let share = (rate * count).min(1.0);
+            if *count > 0.0 {
+                centroid.iter_mut().zip(sum).for_each(|(value, sum)| *value += share * (sum / count - *value));
+            }
+        }
+        let centroids = Tensor::from_data(TensorData::new(values, [k, d]), &device);
+        model.centroids = Param::initialized(model.centroids.id, centroids).set_require_grad(false);
     }
 }
 
@@ -269,8 +326,16 @@ fn gradients(
     for (gradients, losses, weight) in results {
         sum.accumulate(model, gradients);
         total.ctc += weight * losses.ctc;
-        add_pair(&mut total.masked, losses.masked, weight);
-        add_pair(&mut total.quantised, losses.quantised, weight);
+        if let Some((loss, accuracy)) = losses.masked {
+            let (loss_so_far, accuracy_so_far) = total.masked.unwrap_or_default();
+            total.masked = Some((loss_so_far + weight * loss, accuracy_so_far + weight * accuracy));
+        }
+        if let Some(part) = losses.quantised {
+            let sum = total.quantised.get_or_insert_with(|| QuantisedLosses { ctc: 0.0, distance: 0.0, found: Found::default() });
+            sum.ctc += weight * part.ctc;
+            sum.distance += weight * part.distance;
+            sum.found.add(&part.found);
+        }
     }
     (sum.grads(), total)
 }
@@ -297,19 +362,25 @@ fn losses(model: &Tokenizer, batch: &Batch, teacher: Option<&Tokenizer>, config:
     let mut surrogate = (logits * gradient).sum();
 
     let quantised = (teacher.is_some() && config.quantised_weight > 0.0).then(|| {
-        let quantised = quantised(model, features.clone(), batch, &hidden, config);
-        surrogate = surrogate.clone() + quantised.surrogate;
-        (quantised.ctc, quantised.distance)
+        let (of_quantised, losses) = quantised(model, features.clone(), batch, &hidden, config);
+        surrogate = surrogate.clone() + of_quantised;
+        losses
     });
     let mut masked = None;
     if let (Some(teacher), false) = (teacher, hidden.is_empty()) {
         let plain = teacher.mask.val().device();
         let d = config.network.width;
-        let frames = |device: &Device| Tensor::<1, Int>::from_data(TensorData::new(hidden.clone(), [hidden.len()]), device);
-        let clean = mel_tensor(batch, batch.clean.as_ref().unwrap_or(&batch.mel), &plain);
-        let taught = teacher.features(clean).reshape([b * t, d]).select(0, frames(&plain));
+        let indices =
+            |values: &[i64], device: &Device| Tensor::<1, Int>::from_data(TensorData::new(values.to_vec(), [values.len()]), device);
+        // The teacher hears only the utterances that it is asked about.
+        let mut rows: Vec<i64> = hidden.iter().map(|frame| frame / t as i64).collect();
+        rows.dedup();
+        let place = |frame: &i64| rows.partition_point(|row| *row < frame / t as i64) as i64 * t as i64 + frame % t as i64;
+        let taught: Vec<i64> = hidden.iter().map(place).collect();
+        let clean = mel_tensor(batch, batch.clean.as_ref().unwrap_or(&batch.mel), &plain).select(0, indices(&rows, &plain));
+        let taught = teacher.features(clean).reshape([rows.len() * t, d]).select(0, indices(&taught, &plain));
         let labels: Vec<i64> = teacher.quantise(taught).into_data().iter::<i64>().collect();
-        let logits = model.unit_head.forward(features.reshape([b * t, d]).select(0, frames(&device))); // [masked, k]
+        let logits = model.unit_head.forward(features.reshape([b * t, d]).select(0, indices(&hidden, &device))); // [masked, k]
         let values: Vec<f32> = logits.clone().into_data().try_to_vec().expect("logits are f32");
         let (loss, accuracy, gradient) = cross_entropy(&values, config.network.units, &labels, config.masked_weight);
         let gradient = Tensor::<2>::from_data(TensorData::new(gradient, logits.dims()), &device);
@@ -319,24 +390,17 @@ fn losses(model: &Tokenizer, batch: &Batch, teacher: Option<&Tokenizer>, config:
     Losses { surrogate, ctc: ctc.loss, masked, quantised }
 }
 
-/// What the codebook costs.
-struct Quantised {
-    /// Its gradient is that of the losses.
-    surrogate: Tensor<1>,
-    ctc: f64,
-    distance: f64,
-}
-
-/// CTC over the centroids of `features` `[B, T, d]`, with the gradient passed straight through to the features; the centroids move
-/// to their features and the features to their centroids. Utterances with `hidden` frames take no part: they are none at run time.
-fn quantised(model: &Tokenizer, features: Tensor<3>, batch: &Batch, hidden: &[i64], config: &TrainConfig) -> Quantised {
+/// CTC over the centroids of `features` `[B, T, d]`, with the gradient passed straight through to the features, which are drawn to
+/// their centroids. Utterances with `hidden` frames take no part: they are none at run time. Returns a tensor whose gradient is that
+/// of the losses, and the losses.
+fn quantised(model: &Tokenizer, features: Tensor<3>, batch: &Batch, hidden: &[i64], config: &TrainConfig) -> (Tensor<1>, QuantisedLosses) {
     let device = features.device();
     let (b, t, d) = (batch.size, batch.frames, config.network.width);
     let mut lengths = batch.lengths.clone();
     hidden.iter().for_each(|frame| lengths[*frame as usize / t] = 0);
     let features = features.reshape([b * t, d]);
     let units = model.quantise(features.clone().detach()); // [B T]
-    let centroids = model.centroids.val().select(0, units); // [B T, d]
+    let centroids = model.centroids.val().detach().select(0, units.clone()); // [B T, d]
     let passed = features.clone() + (centroids.clone() - features.clone()).detach();
     let logits = model.phone_logits(passed.reshape([b, t, d]));
     let values: Vec<f32> = logits.clone().into_data().try_to_vec().expect("logits are f32");
@@ -345,14 +409,26 @@ fn quantised(model: &Tokenizer, features: Tensor<3>, batch: &Batch, hidden: &[i6
     gradient.iter_mut().for_each(|value| *value *= config.quantised_weight);
     let gradient = Tensor::<3>::from_data(TensorData::new(gradient, [b, t, config.network.phones]), &device);
 
-    let count = lengths.iter().sum::<usize>().max(1) as f32 * d as f32;
-    let weights = lengths.iter().flat_map(|length| (0..t).map(move |frame| if frame < *length { 1.0 / count } else { 0.0 }));
-    let weights = Tensor::<2>::from_data(TensorData::new(weights.collect::<Vec<f32>>(), [b * t, 1]), &device);
-    let to_features = ((centroids.clone() - features.clone().detach()).square() * weights.clone()).sum();
-    let distance = f64::from(to_features.clone().detach().into_scalar::<f32>());
-    let to_centroids = ((features - centroids.detach()).square() * weights).sum();
-    let surrogate = (logits * gradient).sum() + to_features + to_centroids * config.commitment;
-    Quantised { surrogate, ctc: ctc.loss, distance }
+    let real: Vec<i64> = (0..b).flat_map(|i| (i * t) as i64..(i * t + lengths[i]) as i64).collect();
+    if real.is_empty() {
+        let found = Found { sums: vec![0.0; config.network.units * d], counts: vec![0.0; config.network.units] };
+        return ((logits * gradient).sum(), QuantisedLosses { ctc: ctc.loss, distance: 0.0, found });
+    }
+    let of_real = |tensor: Tensor<2>| {
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(real.clone(), [real.len()]), &device);
+        tensor.select(0, rows)
+    };
+    let (features, centroids) = (of_real(features), of_real(centroids));
+    let distance = (features.clone() - centroids).square().mean();
+    let values: Vec<f32> = features.detach().into_data().try_to_vec().expect("features are f32");
+    let units: Vec<i64> = units.into_data().iter::<i64>().collect();
+    let units: Vec<i64> = real.iter().map(|frame| units[*frame as usize]).collect();
+    let losses = QuantisedLosses {
+        ctc: ctc.loss,
+        distance: f64::from(distance.clone().detach().into_scalar::<f32>()),
+        found: Found::new(&values, &units, config.network.units),
+    };
+    ((logits * gradient).sum() + distance * config.commitment, losses)
 }
 
 /// Mean cross-entropy of rows of logits, the share right, and `weight` times the gradient.
@@ -375,11 +451,11 @@ fn cross_entropy(logits: &[f32], classes: usize, labels: &[i64], weight: f32) ->
     (loss / n, right / n, rows)
 }
 
-/// Spans of frames to hide in every other utterance, as indices into `B × T`.
+/// Spans of frames to hide in some utterances ([`MASKED_SHARE`]), as indices into `B × T`.
 fn masked_frames(lengths: &[usize], t: usize, rng: &mut ChaCha8Rng) -> Vec<i64> {
     let mut hidden = Vec::new();
     for (i, length) in lengths.iter().enumerate() {
-        if rng.random_bool(0.5) {
+        if !rng.random_bool(MASKED_SHARE) {
             continue;
         }
         let mut until = 0;
@@ -415,12 +491,18 @@ fn dev_batches(dev: &dyn Speech, config: &TrainConfig) -> Result<Vec<Batch>> {
         .collect()
 }
 
-/// Share of phones that the CTC head reads wrongly.
-fn phone_error(model: &Tokenizer, batches: &[Batch], config: &TrainConfig, device: &Device) -> f64 {
+/// Share of phones that the CTC head reads wrongly, of the features or of their centroids.
+fn phone_error(model: &Tokenizer, batches: &[Batch], config: &TrainConfig, device: &Device, of_centroids: bool) -> f64 {
     let classes = config.network.phones;
     let (mut errors, mut phones) = (0, 0);
     for batch in batches {
-        let logits = model.phone_logits(model.forward(mel_tensor(batch, &batch.mel, device)));
+        let mut features = model.forward(mel_tensor(batch, &batch.mel, device));
+        if of_centroids {
+            let [b, t, d] = features.dims();
+            let units = model.quantise(features.reshape([b * t, d]));
+            features = model.centroids.val().select(0, units).reshape([b, t, d]);
+        }
+        let logits = model.phone_logits(features);
         let logits: Vec<f32> = logits.into_data().try_to_vec().expect("logits are f32");
         for (i, rows) in logits.chunks(batch.frames * classes).enumerate() {
             errors += edit_distance(&greedy(&rows[..batch.lengths[i] * classes], classes), &batch.targets[i]);
@@ -531,8 +613,24 @@ mod tests {
         let losses = losses_of(&folder.path().join("ctc"));
         assert!(losses[149].0 < 0.3 * losses[0].0, "{:?}", losses[149]);
         let (_, model) = load(&folder.path().join("checkpoint"), &device).expect("a checkpoint");
-        let error = phone_error(&model, &dev_batches(&tones, &config()).expect("batches"), &config(), &device);
+        let error = phone_error(&model, &dev_batches(&tones, &config()).expect("batches"), &config(), &device, false);
         assert!(error < 0.2, "phone error {error}");
+    }
+
+    #[test]
+    fn centroids_follow_their_features_and_the_others_stay() {
+        let device = Device::flex();
+        let mut model = config().network.init(&device);
+        let before: Vec<f32> = model.centroids.val().into_data().try_to_vec().expect("f32");
+        // Unit 3 found a feature of ones and one of threes, in two halves of a batch: their mean is two.
+        let mut found = Found::new(&[1.0; 32], &[3], 12);
+        found.add(&Found::new(&[3.0; 32], &[3], 12));
+        found.follow(&mut model, 0.25);
+        let after: Vec<f32> = model.centroids.val().into_data().try_to_vec().expect("f32");
+        for (i, (before, after)) in before.iter().zip(&after).enumerate() {
+            let expected = if i / 32 == 3 { before + 0.5 * (2.0 - before) } else { *before };
+            assert!((after - expected).abs() < 1e-6, "value {i}");
+        }
     }
 
     #[test]
