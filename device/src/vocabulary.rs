@@ -41,7 +41,7 @@ pub enum VocabularyError {
 }
 
 /// Tokens and ids, both ways.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Vocabulary {
     tokens: Vec<String>,
     ids: HashMap<String, u32>,

@@ -28,11 +28,12 @@ pub fn inspect(dir: &Path) -> Result<String> {
         "speech",
         format!("{} Hz, {} units a second of {}, groups of {}", manifest.sample_rate, manifest.unit_rate, manifest.k, manifest.group),
     )?;
-    let transcript = if manifest.transcript { "with" } else { "without" };
-    line("text", format!("{} tokens, {transcript} a transcript first", bundle.vocabulary().len()))?;
+    if manifest.vocabulary.is_some() {
+        let transcript = if manifest.transcript { "with" } else { "without" };
+        line("text", format!("{} tokens, {transcript} a transcript first", bundle.vocabulary().len()))?;
+    }
     line("memory", format!("{} MB", manifest.minimum_memory_mb))?;
-    for name in StageName::ALL {
-        let stage = manifest.stage.get(name);
+    for (name, stage) in manifest.stage.present() {
         let states: usize = stage.inputs.iter().filter(|t| t.name.starts_with("state.")).map(|t| 4 * t.elements()).sum();
         let caches: usize = stage.inputs.iter().filter(|t| t.name.starts_with("cache.")).map(|t| 4 * t.elements()).sum();
         line(
@@ -63,8 +64,7 @@ pub fn inspect(dir: &Path) -> Result<String> {
 pub fn verify(dir: &Path) -> Result<Vec<String>> {
     let bundle = Bundle::open(dir)?;
     let mut lines = vec![format!("{}: files, hashes, shapes and vocabulary fit together", dir.display())];
-    for name in StageName::ALL {
-        let entry = bundle.manifest().stage.get(name);
+    for (name, entry) in bundle.manifest().stage.present() {
         let mut runner = Runner::open(&bundle, name).with_context(|| format!("loading the stage {name}"))?;
         for step in 0..VERIFY_STEPS {
             run_once(&bundle, name, &mut runner, step).with_context(|| format!("running the stage {name}"))?;
@@ -77,7 +77,7 @@ pub fn verify(dir: &Path) -> Result<Vec<String>> {
 /// A step with small inputs; what comes out must be finite, and units in range.
 fn run_once(bundle: &Bundle, name: StageName, runner: &mut Runner, step: usize) -> Result<()> {
     let manifest = bundle.manifest();
-    let entry = manifest.stage.get(name);
+    let entry = manifest.stage.require(name)?;
     let outputs = match name {
         StageName::Tokenizer => {
             let audio: Vec<f32> = (0..entry.chunk).map(|n| 0.1 * (n as f32 * 0.05).sin()).collect();

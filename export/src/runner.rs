@@ -58,7 +58,7 @@ impl Runner {
 
     /// Loads a stage of a bundle.
     pub fn open(bundle: &Bundle, stage: StageName) -> Result<Self, RunError> {
-        Self::load(stage, &bundle.graph_path(stage), bundle.manifest().stage.get(stage), bundle.initial_states(stage)?)
+        Self::load(stage, &bundle.graph_path(stage)?, bundle.manifest().stage.require(stage)?, bundle.initial_states(stage)?)
     }
 
     fn load(stage: StageName, path: &Path, entry: &StageEntry, initial: Vec<(String, Vec<f32>)>) -> Result<Self, RunError> {

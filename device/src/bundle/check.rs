@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path};
 
-use super::{BundleError, DType, FORMAT_VERSION, Manifest, StageEntry, StageName, TensorEntry};
+use super::{BundleError, DType, FORMAT_VERSION, Manifest, StageEntry, StageName, Stages, TensorEntry};
 use crate::vocabulary::{SPECIALS, Vocabulary};
 
 impl Manifest {
@@ -29,28 +29,51 @@ impl Manifest {
                 return Err(BundleError::FileName { file: entry.file.clone() });
             }
         }
-        for name in StageName::ALL {
-            check_states(name, self.stage.get(name))?;
+        for (name, stage) in self.stage.present() {
+            check_states(name, stage)?;
         }
-        self.check_tokenizer()?;
-        let width = self.check_lm()?;
-        self.check_head(width)?;
-        self.check_decoder()
+        let Stages { tokenizer, lm, head, decoder } = &self.stage;
+        let incomplete = |message: &str| Err(BundleError::Stages { message: message.to_owned() });
+        match (lm, head) {
+            (Some(lm), Some(head)) => {
+                if self.vocabulary.is_none() {
+                    return incomplete("a language model needs its vocabulary");
+                }
+                let width = self.check_lm(lm)?;
+                self.check_head(head, width)?;
+            }
+            (None, None) if tokenizer.is_none() && decoder.is_none() => return incomplete("there is none"),
+            (None, None) => {}
+            _ => return incomplete("lm and head belong together, and one of them is missing"),
+        }
+        if let Some(tokenizer) = tokenizer {
+            self.check_tokenizer(tokenizer)?;
+        }
+        decoder.as_ref().map_or(Ok(()), |decoder| self.check_decoder(decoder))
     }
 
-    fn check_tokenizer(&self) -> Result<(), BundleError> {
-        let stage = Side::of(StageName::Tokenizer, &self.stage.tokenizer);
+    fn check_tokenizer(&self, entry: &StageEntry) -> Result<(), BundleError> {
+        let stage = Side::of(StageName::Tokenizer, entry);
         let units = stage.output("units")?;
         let n = units.elements();
         stage.expect(units, DType::I64, &[1, n.max(1)])?;
         let chunk = self.samples_per_unit() * n;
         stage.expect(stage.input("audio")?, DType::F32, &[1, chunk])?;
-        stage.chunk(chunk)
+        stage.chunk(chunk)?;
+        self.whole_units("stage.tokenizer.latency_ms", entry.latency_ms, self.late_units())
+    }
+
+    /// Is so much lateness a whole number of units that a runtime can make up for?
+    fn whole_units(&self, field: &str, ms: f64, units: f64) -> Result<(), BundleError> {
+        if (0.0..=64.0).contains(&units) && (units - units.round()).abs() < 1e-6 {
+            return Ok(());
+        }
+        Err(value(field, ms, "a whole number of units, at most 64"))
     }
 
     /// Returns the width of the hidden state.
-    fn check_lm(&self) -> Result<usize, BundleError> {
-        let stage = Side::of(StageName::Lm, &self.stage.lm);
+    fn check_lm(&self, entry: &StageEntry) -> Result<usize, BundleError> {
+        let stage = Side::of(StageName::Lm, entry);
         stage.expect(stage.input("token")?, DType::I64, &[1])?;
         stage.expect(stage.input("units")?, DType::I64, &[1, self.group])?;
         stage.expect(stage.input("is_group")?, DType::F32, &[1])?;
@@ -61,7 +84,7 @@ impl Manifest {
         let width = hidden.elements().max(1);
         stage.expect(hidden, DType::F32, &[1, width])?;
         let mut context = None;
-        for cache in self.stage.lm.inputs.iter().filter(|t| t.name.starts_with("cache.")) {
+        for cache in entry.inputs.iter().filter(|t| t.name.starts_with("cache.")) {
             let [heads, rows, row] = cache.shape[..] else {
                 return Err(stage.wrong(cache, "f32 [KV, C, dh]".to_owned()));
             };
@@ -78,15 +101,15 @@ impl Manifest {
         }
     }
 
-    fn check_head(&self, width: usize) -> Result<(), BundleError> {
-        let stage = Side::of(StageName::Head, &self.stage.head);
+    fn check_head(&self, entry: &StageEntry, width: usize) -> Result<(), BundleError> {
+        let stage = Side::of(StageName::Head, entry);
         stage.expect(stage.input("hidden")?, DType::F32, &[1, width])?;
         stage.expect(stage.output("unit_logits")?, DType::F32, &[1, self.group, self.k + 1])?;
         stage.chunk(1)
     }
 
-    fn check_decoder(&self) -> Result<(), BundleError> {
-        let stage = Side::of(StageName::Decoder, &self.stage.decoder);
+    fn check_decoder(&self, entry: &StageEntry) -> Result<(), BundleError> {
+        let stage = Side::of(StageName::Decoder, entry);
         let units = stage.input("units")?;
         let n = units.elements().max(1);
         stage.expect(units, DType::I64, &[1, n])?;
@@ -101,11 +124,7 @@ impl Manifest {
         if frames == 0 || !samples.is_multiple_of(frames) || bins < 2 || (bins - 1) * 2 < samples / frames {
             return Err(stage.wrong(magnitude, format!("frames that divide {samples} samples, with a window no shorter than the hop")));
         }
-        let units = self.stage.decoder.latency_ms * f64::from(self.unit_rate) / 1000.0;
-        if !(0.0..=64.0).contains(&units) || (units - units.round()).abs() > 1e-6 {
-            return Err(value("stage.decoder.latency_ms", self.stage.decoder.latency_ms, "a whole number of units"));
-        }
-        Ok(())
+        self.whole_units("stage.decoder.latency_ms", entry.latency_ms, self.units_of_ms(entry.latency_ms))
     }
 
     /// Checks the special tokens and the width of the text logits against the vocabulary.
@@ -116,7 +135,7 @@ impl Manifest {
                 return Err(BundleError::SpecialToken { token: (*token).to_owned(), expected: id as u32, found });
             }
         }
-        let logits = self.stage.lm.output("logits").map_or(0, TensorEntry::elements);
+        let logits = self.stage.lm.as_ref().and_then(|lm| lm.output("logits")).map_or(0, TensorEntry::elements);
         if logits != vocabulary.len() {
             return Err(BundleError::VocabularySize { words: vocabulary.len(), logits });
         }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::FORMAT_VERSION;
+use super::{FORMAT_VERSION, StageName};
 use crate::vocabulary::VocabularyError;
 
 /// Why a bundle does not open, or could not be written. All but the input/output kinds mean that the
@@ -43,6 +43,12 @@ pub enum BundleError {
     /// A number in the manifest does not fit.
     #[error("bundle.toml has {field} = {found}, and needs {expected}")]
     Value { field: String, found: String, expected: String },
+    /// The bundle holds a part of an agent: export a whole one, or use it for what it holds.
+    #[error("the bundle has no {stage}: it is a part, not a whole agent")]
+    NoStage { stage: StageName },
+    /// A bundle without any stage, or with half a language model.
+    #[error("the stages do not make a bundle: {message}")]
+    Stages { message: String },
     /// A stage lacks an input or an output of the contract.
     #[error("stage {stage} has no {what} `{name}`")]
     MissingTensor { stage: String, what: &'static str, name: String },

@@ -37,11 +37,13 @@ pub struct Manifest {
     pub licence: String,
     /// Training data and alignment rounds, in words.
     pub provenance: String,
-    /// `vocabulary.txt`.
-    pub vocabulary: FileEntry,
+    /// `vocabulary.txt`; a bundle without a language model has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<FileEntry>,
     /// Special token → id; must agree with the vocabulary.
+    #[serde(default)]
     pub special_tokens: BTreeMap<String, u32>,
-    /// The graphs.
+    /// The graphs. An agent has all four; a bundle may also hold a part, such as an imported tokenizer.
     pub stage: Stages,
     /// What the exporter measured; free.
     #[serde(default)]
@@ -71,21 +73,36 @@ impl Manifest {
 
     /// Units by which the decoder's frames are late: its look-ahead, from `stage.decoder.latency_ms`.
     pub fn decoder_delay(&self) -> usize {
-        (self.stage.decoder.latency_ms * f64::from(self.unit_rate) / 1000.0).round() as usize
+        self.stage.decoder.as_ref().map_or(0.0, |decoder| self.units_of_ms(decoder.latency_ms)).round() as usize
+    }
+
+    /// Units by which the tokenizer's units are late: what `stage.tokenizer.latency_ms` says beyond its chunk. Never less than 0,
+    /// which the check sees to.
+    pub fn tokenizer_delay(&self) -> usize {
+        self.late_units().round().max(0.0) as usize
+    }
+
+    pub(super) fn late_units(&self) -> f64 {
+        let samples = self.samples_per_unit().max(1) as f64;
+        self.stage.tokenizer.as_ref().map_or(0.0, |tokenizer| {
+            // Bundles from before units could be late may say 0.
+            (self.units_of_ms(tokenizer.latency_ms) - tokenizer.chunk as f64 / samples).max(0.0)
+        })
+    }
+
+    pub(super) fn units_of_ms(&self, ms: f64) -> f64 {
+        ms * f64::from(self.unit_rate) / 1000.0
     }
 
     /// All files but the manifest.
     pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
-        std::iter::once(&self.vocabulary).chain(StageName::ALL.into_iter().flat_map(|name| {
-            let stage = self.stage.get(name);
-            std::iter::once(&stage.graph).chain(&stage.initial)
-        }))
+        self.vocabulary.iter().chain(self.stage.present().flat_map(|(_, stage)| std::iter::once(&stage.graph).chain(&stage.initial)))
     }
 
     pub(super) fn files_mut(&mut self) -> impl Iterator<Item = &mut FileEntry> {
         let Stages { tokenizer, lm, head, decoder } = &mut self.stage;
-        let stages = [tokenizer, lm, head, decoder].into_iter();
-        std::iter::once(&mut self.vocabulary).chain(stages.flat_map(|s| std::iter::once(&mut s.graph).chain(&mut s.initial)))
+        let stages = [tokenizer, lm, head, decoder].into_iter().flatten();
+        self.vocabulary.iter_mut().chain(stages.flat_map(|s| std::iter::once(&mut s.graph).chain(&mut s.initial)))
     }
 }
 
@@ -151,24 +168,42 @@ impl fmt::Display for StageName {
 }
 
 /// `[stage.*]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 #[allow(missing_docs)]
 pub struct Stages {
-    pub tokenizer: StageEntry,
-    pub lm: StageEntry,
-    pub head: StageEntry,
-    pub decoder: StageEntry,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<StageEntry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lm: Option<StageEntry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head: Option<StageEntry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decoder: Option<StageEntry>,
 }
 
 impl Stages {
-    /// The entry of a stage.
-    pub fn get(&self, name: StageName) -> &StageEntry {
+    /// The entry of a stage, if the bundle holds it.
+    pub fn get(&self, name: StageName) -> Option<&StageEntry> {
         match name {
-            StageName::Tokenizer => &self.tokenizer,
-            StageName::Lm => &self.lm,
-            StageName::Head => &self.head,
-            StageName::Decoder => &self.decoder,
+            StageName::Tokenizer => self.tokenizer.as_ref(),
+            StageName::Lm => self.lm.as_ref(),
+            StageName::Head => self.head.as_ref(),
+            StageName::Decoder => self.decoder.as_ref(),
         }
+    }
+
+    /// The entry of a stage that is needed.
+    ///
+    /// # Errors
+    /// [`BundleError::NoStage`] when the bundle does not hold it.
+    pub fn require(&self, name: StageName) -> Result<&StageEntry, BundleError> {
+        self.get(name).ok_or(BundleError::NoStage { stage: name })
+    }
+
+    /// The stages that the bundle holds, in the order of the data flow.
+    pub fn present(&self) -> impl Iterator<Item = (StageName, &StageEntry)> {
+        StageName::ALL.into_iter().filter_map(|name| Some((name, self.get(name)?)))
     }
 }
 
@@ -182,9 +217,9 @@ pub struct StageEntry {
     pub precision: String,
     /// What one run takes in: samples (tokenizer), positions (lm, head), units (decoder).
     pub chunk: usize,
-    /// Algorithmic latency in milliseconds: the chunk for the tokenizer, 0 for lm and head. For the decoder it says how
-    /// late its frames are and must be a whole number of units (80 for a look-ahead of 2): the runtime drops that many
-    /// units' frames after a reset and feeds as many pad units at the end.
+    /// Algorithmic latency in milliseconds; 0 for lm and head. For the tokenizer it is its chunk and how late its units are; for the
+    /// decoder, how late its frames are. Both latenesses must be whole numbers of units (80 ms for a look-ahead of 2 units): the
+    /// runtime drops so many units (or their frames) after a reset, and feeds as much silence (or pad units) at the end.
     pub latency_ms: f64,
     /// Initial values of the `state.*` inputs, in their order, as little-endian f32; zeros if there is no file.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -11,6 +11,7 @@
 //! decoder.onnx     units i64 [1, n] → log_magnitude f32 [1, 4n, bins], phase f32 [1, 4n, bins]
 //! *.f32            initial states that are not zeros (optional, one file a stage)
 //! ```
+//! A bundle may hold a part of an agent, such as an imported tokenizer alone; lm, head and vocabulary go together.
 //! Every `state.X` input comes back as `state.X.next`, same shape; every `cache.X` input has the output
 //! `cache.X.new` with its new row. What does not fit together does not open, and the error names it.
 
@@ -62,11 +63,13 @@ impl Bundle {
         for entry in manifest.files() {
             verify_file(dir, entry)?;
         }
-        let path = dir.join(&manifest.vocabulary.file);
-        let text = std::fs::read_to_string(&path).map_err(|source| BundleError::Read { path: path.clone(), source })?;
-        let vocabulary =
-            Vocabulary::parse(&text).map_err(|source| BundleError::Vocabulary { file: manifest.vocabulary.file.clone(), source })?;
-        manifest.check_vocabulary(&vocabulary)?;
+        let mut vocabulary = Vocabulary::default();
+        if let Some(entry) = &manifest.vocabulary {
+            let path = dir.join(&entry.file);
+            let text = std::fs::read_to_string(&path).map_err(|source| BundleError::Read { path: path.clone(), source })?;
+            vocabulary = Vocabulary::parse(&text).map_err(|source| BundleError::Vocabulary { file: entry.file.clone(), source })?;
+            manifest.check_vocabulary(&vocabulary)?;
+        }
         Ok(Self { dir: dir.to_owned(), manifest, vocabulary })
     }
 
@@ -80,20 +83,23 @@ impl Bundle {
         &self.manifest
     }
 
-    /// The text tokens.
+    /// The text tokens; none in a bundle without a language model.
     pub fn vocabulary(&self) -> &Vocabulary {
         &self.vocabulary
     }
 
     /// The path of a stage's graph.
-    pub fn graph_path(&self, stage: StageName) -> PathBuf {
-        self.dir.join(&self.manifest.stage.get(stage).graph.file)
+    ///
+    /// # Errors
+    /// [`BundleError::NoStage`] when the bundle does not hold it.
+    pub fn graph_path(&self, stage: StageName) -> Result<PathBuf, BundleError> {
+        Ok(self.dir.join(&self.manifest.stage.require(stage)?.graph.file))
     }
 
     /// The initial values of a stage's `state.*` inputs in the order of the declaration: zeros, unless the
     /// stage has a file of them (little-endian f32, one state after the other).
     pub fn initial_states(&self, stage: StageName) -> Result<Vec<(String, Vec<f32>)>, BundleError> {
-        let entry = self.manifest.stage.get(stage);
+        let entry = self.manifest.stage.require(stage)?;
         let states = entry.inputs.iter().filter(|t| t.name.starts_with("state."));
         let Some(initial) = &entry.initial else {
             return Ok(states.map(|t| (t.name.clone(), vec![0.0; t.elements()])).collect());

@@ -27,40 +27,45 @@ fn tiny() -> Manifest {
         minimum_memory_mb: 100,
         licence: "MIT".into(),
         provenance: "random".into(),
-        vocabulary: FileEntry::named("vocabulary.txt"),
+        vocabulary: Some(FileEntry::named("vocabulary.txt")),
         special_tokens: crate::vocabulary::SPECIALS.iter().zip(0..).map(|(s, i)| ((*s).to_owned(), i)).collect(),
         stage: Stages {
-            tokenizer: stage(
+            tokenizer: Some(stage(
                 "tokenizer.onnx",
                 5120,
                 vec![f("audio", &[1, 5120]), f("state.audio", &[1, 240])],
                 vec![i("units", &[1, 8]), f("state.audio.next", &[1, 240])],
-            ),
-            lm: stage(
+            )),
+            lm: Some(stage(
                 "lm.onnx",
                 1,
                 vec![i("token", &[1]), i("units", &[1, 4]), f("is_group", &[1]), i("position", &[1]), f("cache.key.0", &[1, 64, 4])],
                 vec![f("logits", &[1, words]), f("hidden", &[1, 16]), f("cache.key.0.new", &[1, 1, 4])],
-            ),
-            head: stage("head.onnx", 1, vec![f("hidden", &[1, 16])], vec![f("unit_logits", &[1, 4, 11])]),
-            decoder: stage(
+            )),
+            head: Some(stage("head.onnx", 1, vec![f("hidden", &[1, 16])], vec![f("unit_logits", &[1, 4, 11])])),
+            decoder: Some(stage(
                 "decoder.onnx",
                 2,
                 vec![i("units", &[1, 2]), f("state.conv.0", &[1, 3, 2])],
                 vec![f("log_magnitude", &[1, 8, 321]), f("phase", &[1, 8, 321]), f("state.conv.0.next", &[1, 3, 2])],
-            ),
+            )),
         },
         measured: toml::toml! { unit_agreement = 0.99 },
     }
 }
 
+/// The entry of a stage that is there.
+fn of(stage: &mut Option<StageEntry>) -> &mut StageEntry {
+    stage.as_mut().expect("tiny has all stages")
+}
+
 fn write(dir: &Path, manifest: Manifest) -> Result<Bundle, BundleError> {
     let writer = BundleWriter::create(dir)?;
     writer.add("vocabulary.txt", Vocabulary::from_words(["on"]).expect("in order").to_text().as_bytes())?;
-    for name in StageName::ALL {
-        writer.add(&manifest.stage.get(name).graph.file, name.as_str().as_bytes())?;
+    for (name, stage) in manifest.stage.present() {
+        writer.add(&stage.graph.file, name.as_str().as_bytes())?;
     }
-    if let Some(initial) = &manifest.stage.decoder.initial {
+    if let Some(initial) = manifest.stage.decoder.as_ref().and_then(|decoder| decoder.initial.as_ref()) {
         writer.add_states(&initial.file, (0..6).map(|i| i as f32))?;
     }
     writer.finish(manifest)
@@ -71,9 +76,9 @@ fn written_bundle_opens_again_and_replaces_the_old_one() {
     let tmp = tempfile::tempdir().expect("a temporary folder");
     let dir = tmp.path().join("nano");
     let mut manifest = tiny();
-    manifest.stage.decoder.initial = Some(FileEntry::named("decoder.f32"));
+    of(&mut manifest.stage.decoder).initial = Some(FileEntry::named("decoder.f32"));
     let bundle = write(&dir, manifest).expect("fits together");
-    assert_eq!(bundle.manifest().stage.lm.graph.bytes, 2);
+    assert_eq!(bundle.manifest().stage.require(StageName::Lm).expect("it has one").graph.bytes, 2);
     assert_eq!(bundle.manifest().measured["unit_agreement"].as_float(), Some(0.99));
     let states = bundle.initial_states(StageName::Decoder).expect("readable");
     assert_eq!(states, vec![("state.conv.0".to_owned(), vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0])]);
@@ -96,16 +101,50 @@ fn every_mismatch_is_named() {
     };
     assert!(refuse(&|m| m.group = 5).contains("stage lm: `units` is i64 [1, 4], and needs i64 [1, 5]"));
     assert!(refuse(&|m| m.k = 11).contains("stage head: `unit_logits`"));
-    assert!(refuse(&|m| m.stage.lm.outputs[0].shape[1] += 1).contains("the vocabulary has"));
-    assert!(refuse(&|m| m.stage.head.inputs[0].shape[1] = 8).contains("stage head: `hidden`"));
-    assert!(refuse(&|m| m.stage.tokenizer.chunk = 640).contains("stage.tokenizer.chunk = 640"));
-    assert!(refuse(&|m| m.stage.tokenizer.outputs.truncate(1)).contains("no output `state.audio.next`"));
-    assert!(refuse(&|m| m.stage.tokenizer.inputs.truncate(1)).contains("no input `state.audio`"));
-    assert!(refuse(&|m| m.stage.lm.inputs.truncate(4)).contains("no input `cache.*`"));
+    assert!(refuse(&|m| of(&mut m.stage.lm).outputs[0].shape[1] += 1).contains("the vocabulary has"));
+    assert!(refuse(&|m| of(&mut m.stage.head).inputs[0].shape[1] = 8).contains("stage head: `hidden`"));
+    assert!(refuse(&|m| of(&mut m.stage.tokenizer).chunk = 640).contains("stage.tokenizer.chunk = 640"));
+    assert!(refuse(&|m| of(&mut m.stage.tokenizer).outputs.truncate(1)).contains("no output `state.audio.next`"));
+    assert!(refuse(&|m| of(&mut m.stage.tokenizer).inputs.truncate(1)).contains("no input `state.audio`"));
+    assert!(refuse(&|m| of(&mut m.stage.lm).inputs.truncate(4)).contains("no input `cache.*`"));
     assert!(refuse(&|m| m.special_tokens.extend([("<end>".to_owned(), 8)])).contains("special token <end>"));
-    assert!(refuse(&|m| m.stage.decoder.latency_ms = 50.0).contains("stage.decoder.latency_ms = 50"));
+    assert!(refuse(&|m| of(&mut m.stage.decoder).latency_ms = 50.0).contains("stage.decoder.latency_ms = 50"));
     assert!(refuse(&|m| m.unit_rate = 7).contains("unit_rate"));
-    assert!(refuse(&|m| m.vocabulary.file = "../x".into()).contains("missing"));
+    assert!(refuse(&|m| m.vocabulary = Some(FileEntry::named("../x"))).contains("missing"));
+}
+
+#[test]
+fn a_part_of_an_agent_is_a_bundle_but_half_a_language_model_is_none() {
+    let tmp = tempfile::tempdir().expect("a temporary folder");
+    let dir = tmp.path().join("part");
+    let part = |change: &dyn Fn(&mut Manifest)| {
+        let mut manifest = tiny();
+        change(&mut manifest);
+        write(&dir, manifest).map(|bundle| bundle.manifest().clone())
+    };
+    let alone = |m: &mut Manifest| {
+        m.stage = Stages { tokenizer: m.stage.tokenizer.take(), ..Stages::default() };
+        m.vocabulary = None;
+        m.special_tokens.clear();
+    };
+    let read = part(&alone).expect("a tokenizer alone");
+    assert_eq!(read.stage.present().map(|(name, _)| name).collect::<Vec<_>>(), [StageName::Tokenizer]);
+    let missing = read.stage.require(StageName::Decoder).expect_err("there is none").to_string();
+    assert_eq!(missing, "the bundle has no decoder: it is a part, not a whole agent");
+    assert!(part(&|m| m.stage.head = None).expect_err("half").to_string().contains("lm and head belong together"));
+    assert!(part(&|m| m.vocabulary = None).expect_err("mute").to_string().contains("needs its vocabulary"));
+    assert!(part(&|m| m.stage = Stages::default()).expect_err("empty").to_string().contains("there is none"));
+}
+
+#[test]
+fn a_tokenizer_may_be_late_by_whole_units() {
+    let mut manifest = tiny();
+    assert_eq!(manifest.tokenizer_delay(), 0);
+    of(&mut manifest.stage.tokenizer).latency_ms = 8.0 * 40.0 + 5.0 * 40.0;
+    manifest.check().expect("five units late");
+    assert_eq!(manifest.tokenizer_delay(), 5);
+    of(&mut manifest.stage.tokenizer).latency_ms = 8.0 * 40.0 + 50.0;
+    assert!(manifest.check().expect_err("one and a quarter").to_string().contains("stage.tokenizer.latency_ms"));
 }
 
 #[test]

@@ -26,7 +26,7 @@ impl Decoder {
     /// Loads the decoder of a bundle.
     pub fn open(engine: &dyn Engine, bundle: &Bundle) -> Result<Self, StageError> {
         let manifest = bundle.manifest();
-        let entry = &manifest.stage.decoder;
+        let entry = manifest.stage.require(StageName::Decoder)?;
         let shape = entry.output("log_magnitude").map(|t| t.shape.clone()).unwrap_or_default();
         let (frames, bins) = (shape.get(1).copied().unwrap_or(1), shape.get(2).copied().unwrap_or(2));
         let frames_per_unit = (frames / entry.chunk).max(1);

@@ -69,8 +69,8 @@ pub struct Stage {
 impl Stage {
     /// Loads a stage of a bundle and resets it.
     pub fn open(engine: &dyn Engine, bundle: &Bundle, name: StageName) -> Result<Self, StageError> {
-        let declared = bundle.manifest().stage.get(name);
-        let session = engine.load(&bundle.graph_path(name), declared).map_err(|source| StageError::Engine { stage: name, source })?;
+        let declared = bundle.manifest().stage.require(name)?;
+        let session = engine.load(&bundle.graph_path(name)?, declared).map_err(|source| StageError::Engine { stage: name, source })?;
         let missing = |what, name_: &str| BundleError::MissingTensor { stage: name.to_string(), what, name: name_.to_owned() };
         let find = |tensor: &str, suffix: &str| {
             let next = format!("{tensor}{suffix}");

@@ -117,8 +117,8 @@ fn groups_of_any_size() {
 #[test]
 fn graphs_that_are_not_as_declared_are_refused() {
     let (_dir, bundle) = bundle(&Tiny::default());
-    let path = bundle.graph_path(StageName::Head);
-    let declared = bundle.manifest().stage.get(StageName::Head).clone();
+    let path = bundle.graph_path(StageName::Head).expect("it has a head");
+    let declared = bundle.manifest().stage.require(StageName::Head).expect("it has a head").clone();
     let mut session = Tract.load(&path, &declared).expect("as declared");
     let hidden = Values::F32(vec![0.5; 16]);
     let outputs = engine::run_by_name(&mut *session, &[("hidden", hidden)]).expect("runs");

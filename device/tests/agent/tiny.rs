@@ -67,8 +67,8 @@ impl Tiny {
             writer.add(&format!("{name}.onnx"), graph)?;
         }
         writer.add_states("decoder.f32", (0..2 * 6).map(|i| i as f32 / 12.0))?;
-        let mut stages = Stages { tokenizer: tokenizer.1, lm: lm.1, head: head.1, decoder: decoder.1 };
-        stages.decoder.initial = Some(FileEntry::named("decoder.f32"));
+        let mut stages = Stages { tokenizer: Some(tokenizer.1), lm: Some(lm.1), head: Some(head.1), decoder: Some(decoder.1) };
+        stages.decoder.as_mut().expect("just put there").initial = Some(FileEntry::named("decoder.f32"));
         writer.finish(Manifest {
             format_version: 1,
             name: "tiny".into(),
@@ -83,7 +83,7 @@ impl Tiny {
             minimum_memory_mb: 50,
             licence: "MIT OR Apache-2.0".into(),
             provenance: "random weights".into(),
-            vocabulary: FileEntry::named("vocabulary.txt"),
+            vocabulary: Some(FileEntry::named("vocabulary.txt")),
             special_tokens: SPECIALS.iter().zip(0..).map(|(token, id)| ((*token).to_owned(), id)).collect(),
             stage: stages,
             measured: toml::Table::new(),

@@ -3,6 +3,7 @@
 use sa_device::bundle::StageName;
 use sa_models::audio::{BINS, HOP, LOG_FLOOR, MELS, WINDOW, dft_matrix, hann, mel_filters};
 use sa_models::tokenizer::TokenizerConfig;
+use sa_models::tokenizer::config::UNIT_SAMPLES;
 
 use super::{StageGraph, depthwise, rolling_state};
 use crate::onnx::{DataType, Graph, Precision, Value};
@@ -57,7 +58,8 @@ pub fn draw(config: &TokenizerConfig, weights: &Weights, precision: Precision, f
         g.output("features", &rows);
     }
 
-    let latency_ms = 1000.0 * samples as f64 / 16_000.0;
+    // Phones come `lag` units after their sound: the runtime waits for those of the last sound.
+    let latency_ms = 1000.0 * (samples + config.lag * UNIT_SAMPLES) as f64 / 16_000.0;
     Ok(StageGraph::new(StageName::Tokenizer, graph, precision, samples, latency_ms))
 }
 

@@ -57,7 +57,7 @@ struct Manifest {
     version: u32,
     units: usize,
     checkpoint_sha256: String,
-    /// Units by which the replies are moved.
+    /// Units by which all encodings are moved.
     #[serde(default)]
     lag: usize,
 }
@@ -112,24 +112,22 @@ pub fn encode_corpus(
     }
 
     let encoder = Encoder { model, config, device: device.clone(), threads: options.threads.max(1), progress: &progress };
+    // A unit stands where its sound is, however long the network takes to decide: the encoding hears `lag` units of silence behind
+    // the end and leaves out its first `lag` units. So the agent does not speak late, and no question loses its last phones.
+    let lag = encoder.config.lag;
+    let late = move |mut audio: Vec<f32>| {
+        audio.extend(std::iter::repeat_n(0.0, lag * UNIT_SAMPLES));
+        audio
+    };
     let questions: Vec<Item> = [Split::Train, Split::Dev, Split::Test]
         .into_iter()
         .flat_map(|split| corpus.questions(split))
-        .map(|q| Item { id: &q.id, samples: q.samples as usize, lag: 0, read: Box::new(move || corpus.audio(q)) })
+        .map(|q| Item { id: &q.id, samples: q.samples as usize, read: Box::new(move || corpus.audio(q).map(late)) })
         .collect();
-    // What is spoken must not wait for what is heard late: a unit of the agent stands where its sound is.
-    let lag = encoder.config.lag;
     let replies: Vec<Item> = [Split::Train, Split::Dev, Split::Test]
         .into_iter()
         .flat_map(|split| corpus.replies(split))
-        .map(|r| {
-            let read = move || {
-                let mut audio = corpus.reply_audio(r)?;
-                audio.extend(std::iter::repeat_n(0.0, lag * UNIT_SAMPLES));
-                Ok(audio)
-            };
-            Item { id: &r.id, samples: r.samples as usize, lag, read: Box::new(read) }
-        })
+        .map(|r| Item { id: &r.id, samples: r.samples as usize, read: Box::new(move || corpus.reply_audio(r).map(late)) })
         .collect();
     encoder.encode(replies, &output.join("replies"))?;
     encoder.encode(questions, &output.join("questions"))?;
@@ -138,9 +136,9 @@ pub fn encode_corpus(
             let read = move || {
                 let mut audio = corpus.audio(q)?;
                 Augment::default().apply(&mut step_rng(options.seed, id_hash(&q.id), copy as u64), &mut audio);
-                Ok(audio)
+                Ok(late(audio))
             };
-            Item { id: &q.id, samples: q.samples as usize, lag: 0, read: Box::new(read) }
+            Item { id: &q.id, samples: q.samples as usize, read: Box::new(read) }
         });
         encoder.encode(augmented.collect(), &output.join(format!("questions-{copy}")))?;
     }
@@ -155,8 +153,6 @@ fn id_hash(id: &str) -> u64 {
 struct Item<'a> {
     id: &'a str,
     samples: usize,
-    /// Units at the start that are left out.
-    lag: usize,
     read: Box<dyn Fn() -> Result<Vec<f32>, corpus::Error> + Sync + Send + 'a>,
 }
 
@@ -180,7 +176,7 @@ impl Encoder<'_> {
             let units = self.shard(shard)?;
             let (mut bytes, mut index, mut offset) = (Vec::new(), Vec::new(), 0);
             for (item, units) in shard.iter().zip(units) {
-                let units = &units[item.lag..];
+                let units = &units[self.config.lag..];
                 bytes.extend(units.iter().flat_map(|unit| unit.to_le_bytes()));
                 let entry = Entry { id: item.id.to_owned(), offset, count: units.len() };
                 serde_json::to_writer(&mut index, &entry).expect("a plain struct is JSON");
@@ -354,12 +350,7 @@ mod tests {
         let items = |count: usize| -> Vec<Item<'static>> {
             let ids = ["a", "b", "c", "d"];
             (0..count)
-                .map(|i| Item {
-                    id: ids[i],
-                    samples: 1000 * (i + 1),
-                    lag: 0,
-                    read: Box::new(move || Ok(vec![0.1 * i as f32; 1000 * (i + 1)])),
-                })
+                .map(|i| Item { id: ids[i], samples: 1000 * (i + 1), read: Box::new(move || Ok(vec![0.1 * i as f32; 1000 * (i + 1)])) })
                 .collect()
         };
         encoder.encode(items(2), folder.path()).expect("encodes");
