@@ -5,19 +5,21 @@
 //!                                     └── runner: the runtime's engine ──┘                        └▶ report
 //! ```
 //! - [`onnx`]: the graph builder and the quantised forms of a layer.
-//! - [`weights`], [`checkpoint`]: reading, with errors that name what is wrong.
+//! - [`weights`], [`checkpoint`]: reading, with errors that name what is wrong. [`import`]: public checkpoints.
 //! - [`graphs`]: the four graphs of a bundle.
 //! - [`runner`]: a graph on the engine. [`prove`], [`compare`]: what is held against what.
-//! - [`export`]: all of it in order. [`report`]: the figures. [`inspect`]: looking at a bundle.
+//! - [`export`]: all of it in order. [`tokenizer`]: a public HuBERT alone. [`report`]: the figures. [`inspect`]: looking at a bundle.
 
 pub mod checkpoint;
 pub mod compare;
 pub mod export;
 pub mod graphs;
+pub mod import;
 pub mod inspect;
 pub mod onnx;
 pub mod prove;
 pub mod report;
 pub mod runner;
 pub mod samples;
+pub mod tokenizer;
 pub mod weights;

@@ -1,7 +1,7 @@
 //! `sa-export`: a checkpoint in, a proven bundle out.
 
 use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -10,20 +10,39 @@ use sa_device::bundle::{BundleError, StageName};
 use sa_export::export::{BeyondBudget, Choice, Options, export};
 use sa_export::inspect;
 use sa_export::onnx::Precision;
+use sa_export::tokenizer;
 
 /// Turns a checkpoint into a bundle of streaming ONNX graphs, and proves each graph against its network.
 ///
 /// Exit codes: 0 done, 1 failed, 2 usage, 4 bundle invalid, 5 beyond budget (a graph differs too much).
 #[derive(Parser)]
 #[command(name = "sa-export", version, max_term_width = 100)]
-#[command(group(ArgGroup::new("mode").required(true).args(["checkpoint", "inspect", "verify"])))]
+#[command(group(ArgGroup::new("mode").required(true).args(["checkpoint", "hubert", "inspect", "verify"])))]
 struct Cli {
     /// Checkpoint folder: tokenizer/, decoder/, lm/, vocabulary.txt
     #[arg(long, value_name = "DIR", requires = "output")]
     checkpoint: Option<PathBuf>,
     /// Bundle folder to write; a bundle that is there is replaced
-    #[arg(long, value_name = "BUNDLE", requires = "checkpoint")]
+    #[arg(long, value_name = "BUNDLE")]
     output: Option<PathBuf>,
+    /// A public HuBERT to export as a streaming tokenizer: a folder of Hugging Face, or a .pt of fairseq
+    #[arg(long, value_name = "PATH", requires_all = ["output", "kmeans"])]
+    hubert: Option<PathBuf>,
+    /// With --hubert: its centroids (.npy, .safetensors, or a scikit-learn KMeans pickled or saved by joblib)
+    #[arg(long, value_name = "FILE", requires = "hubert")]
+    kmeans: Option<PathBuf>,
+    /// With --hubert: the layer whose features the k-means knows, from 1 (the last by default; 11 for mHuBERT-25Hz)
+    #[arg(long, value_name = "N", requires = "hubert")]
+    layer: Option<usize>,
+    /// With --hubert: audio before the chunk that the network hears again at every step
+    #[arg(long, value_name = "MS", default_value_t = 2000.0, value_parser = milliseconds)]
+    look_back: f64,
+    /// With --hubert: audio that a step takes in
+    #[arg(long, value_name = "MS", default_value_t = 320.0, value_parser = milliseconds)]
+    chunk: f64,
+    /// With --hubert: audio after the chunk that a step waits for (the shortest that gives 95 % of the offline units by default)
+    #[arg(long, value_name = "MS", value_parser = milliseconds)]
+    look_ahead: Option<f64>,
     /// Everything in single precision (the default)
     #[arg(long, conflicts_with_all = ["int8", "precision"])]
     fp32: bool,
@@ -56,6 +75,11 @@ struct Cli {
     verify: Option<PathBuf>,
 }
 
+fn milliseconds(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "milliseconds are expected")?;
+    if (0.0..=30_000.0).contains(&value) { Ok(value) } else { Err("0 to 30000 are possible".into()) }
+}
+
 fn stage(text: &str) -> Result<StageName, String> {
     let known = StageName::ALL.map(StageName::as_str).join(", ");
     StageName::ALL.into_iter().find(|stage| stage.as_str() == text).ok_or(format!("the stages are {known}"))
@@ -68,6 +92,22 @@ fn stage_form(text: &str) -> Result<(StageName, Precision), String> {
 }
 
 impl Cli {
+    /// The name of the bundle.
+    fn name(&self, output: &Path) -> String {
+        let folder = || output.file_name().map_or_else(|| "bundle".into(), |name| name.to_string_lossy().into_owned());
+        self.name.clone().unwrap_or_else(folder)
+    }
+
+    fn tokenizer_choice(&self) -> Choice {
+        let named = self.precision.iter().find(|(stage, _)| *stage == StageName::Tokenizer).map(|(_, precision)| *precision);
+        match (named, &self.int8) {
+            (Some(precision), _) => Choice::named(precision),
+            (None, Some(stages)) if stages.is_empty() => Choice::int8_products(),
+            (None, Some(stages)) if stages.contains(&StageName::Tokenizer) => Choice::named(Precision::Int8),
+            _ => Choice::fp32(),
+        }
+    }
+
     fn choices(&self) -> [Choice; 4] {
         StageName::ALL.map(|stage| {
             if let Some((_, precision)) = self.precision.iter().find(|(name, _)| *name == stage) {
@@ -96,18 +136,35 @@ fn run(cli: &Cli) -> Result<()> {
     } else if let Some(dir) = &cli.verify {
         say(&format!("{}\n", inspect::verify(dir)?.join("\n")))?;
     } else if let (Some(checkpoint), Some(output)) = (&cli.checkpoint, &cli.output) {
-        let folder = output.file_name().map_or_else(|| "bundle".into(), |name| name.to_string_lossy().into_owned());
         let options = Options {
             checkpoint: checkpoint.clone(),
             output: output.clone(),
             samples: cli.samples.clone(),
             choices: cli.choices(),
-            name: cli.name.clone().unwrap_or(folder),
+            name: cli.name(output),
             licence: cli.licence.clone(),
             provenance: cli.provenance.clone(),
             force: cli.force,
         };
         let (bundle, report) = export(&options)?;
+        say(&format!("{report}written: {}\n", bundle.dir().display()))?;
+    } else if let (Some(hubert), Some(kmeans), Some(output)) = (&cli.hubert, &cli.kmeans, &cli.output) {
+        let (bundle, report) = tokenizer::export(&tokenizer::Options {
+            hubert: hubert.clone(),
+            kmeans: kmeans.clone(),
+            layer: cli.layer,
+            look_back_ms: cli.look_back,
+            chunk_ms: cli.chunk,
+            look_ahead_ms: cli.look_ahead,
+            longest_look_ahead_ms: 2000.0,
+            output: output.clone(),
+            samples: cli.samples.clone(),
+            choice: cli.tokenizer_choice(),
+            name: cli.name(output),
+            licence: cli.licence.clone(),
+            provenance: cli.provenance.clone(),
+            force: cli.force,
+        })?;
         say(&format!("{report}written: {}\n", bundle.dir().display()))?;
     } else {
         bail!("nothing to do"); // the argument group asks for one of the three
@@ -119,7 +176,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let Err(error) = run(&cli) else { return ExitCode::SUCCESS };
     eprintln!("sa-export: {error:#}");
-    let invalid = cli.checkpoint.is_none() && error.chain().any(|cause| cause.is::<BundleError>());
+    let invalid = (cli.inspect.is_some() || cli.verify.is_some()) && error.chain().any(|cause| cause.is::<BundleError>());
     ExitCode::from(match error.is::<BeyondBudget>() {
         true => 5,
         false if invalid => 4,

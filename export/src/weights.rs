@@ -1,9 +1,15 @@
-//! Reading a checkpoint's tensors: `model.safetensors` in f32 or f16, shapes checked, errors that name what is near.
+//! Reading a checkpoint's tensors, shapes checked, errors that name what is near: safetensors (one file, or shards with an index) and
+//! PyTorch's own files, in f32, f16 or bf16.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
-use half::f16;
+use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+use crate::import::torch::{Torch, TorchError};
 
 /// Why a tensor or a file of tensors cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -13,14 +19,20 @@ pub enum WeightsError {
     /// Copy or download the file again.
     #[error("{path} is not a whole safetensors file ({bytes} bytes): {reason}; it may be truncated")]
     Damaged { path: PathBuf, bytes: usize, reason: String },
+    #[error("{path}: {source}")]
+    Torch { path: PathBuf, source: TorchError },
+    #[error("{path} is no index of shards: {reason}")]
+    Index { path: PathBuf, reason: String },
+    #[error("{dir} has no weights: model.safetensors, model.safetensors.index.json or pytorch_model.bin is expected")]
+    None { dir: PathBuf },
     /// The checkpoint is of another architecture or configuration.
     #[error("{path} has no tensor `{name}`; nearest: {nearest}")]
     Missing { path: PathBuf, name: String, nearest: String },
     /// `config.json` and `model.safetensors` do not belong together.
     #[error("{path}: tensor `{name}` has shape {actual:?}, the configuration asks for {expected:?}")]
     Shape { path: PathBuf, name: String, expected: Vec<usize>, actual: Vec<usize> },
-    #[error("{path}: tensor `{name}` is of type {actual:?}; f32 and f16 can be read")]
-    Type { path: PathBuf, name: String, actual: Dtype },
+    #[error("{path}: tensor `{name}` is of type {actual}; f32, f16 and bf16 can be read")]
+    Type { path: PathBuf, name: String, actual: String },
     /// Training diverged, or the file is damaged.
     #[error("{path}: tensor `{name}` holds a value that is not finite")]
     NotFinite { path: PathBuf, name: String },
@@ -30,47 +42,183 @@ pub enum WeightsError {
 #[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
-    bytes: Vec<u8>,
+    store: Store,
+}
+
+#[derive(Debug)]
+enum Store {
+    Safetensors(Vec<u8>),
+    /// Tensor → file; of the files, only the last one used is in memory.
+    Shards {
+        files: BTreeMap<String, PathBuf>,
+        loaded: Mutex<Option<(PathBuf, Vec<u8>)>>,
+    },
+    Torch(Torch),
+}
+
+/// A tensor as it is stored.
+struct Stored {
+    shape: Vec<usize>,
+    data: Vec<f32>,
 }
 
 impl Weights {
-    /// Reads and checks `model.safetensors`; no tensor is converted yet.
+    /// Opens a file of tensors: safetensors, an index of shards (`.json`), or PyTorch's (any other ending). No tensor is read yet.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
-        let bytes = std::fs::read(path).map_err(|source| WeightsError::Read { path: path.into(), source })?;
-        let weights = Self { path: path.into(), bytes };
-        weights.parsed()?;
-        Ok(weights)
+        let store = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("safetensors") => {
+                let bytes = read(path)?;
+                parsed(path, &bytes)?;
+                Store::Safetensors(bytes)
+            }
+            Some("json") => Store::Shards { files: shards(path)?, loaded: Mutex::new(None) },
+            _ => Store::Torch(Torch::open(path).map_err(|source| WeightsError::Torch { path: path.into(), source })?),
+        };
+        Ok(Self { path: path.into(), store })
     }
 
-    fn parsed(&self) -> Result<SafeTensors<'_>, WeightsError> {
-        SafeTensors::deserialize(&self.bytes).map_err(|error| WeightsError::Damaged {
-            path: self.path.clone(),
-            bytes: self.bytes.len(),
-            reason: error.to_string(),
+    /// Opens the weights in a folder in Hugging Face's layout.
+    pub fn open_folder(dir: &Path) -> Result<Self, WeightsError> {
+        let known = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"];
+        let found = known.iter().map(|name| dir.join(name)).find(|path| path.is_file());
+        Self::open(&found.ok_or_else(|| WeightsError::None { dir: dir.into() })?)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file of PyTorch that this is, for what it says beside the tensors.
+    pub fn torch(&self) -> Option<&Torch> {
+        match &self.store {
+            Store::Torch(torch) => Some(torch),
+            _ => None,
+        }
+    }
+
+    /// Names of all tensors.
+    pub fn names(&self) -> Result<Vec<String>, WeightsError> {
+        Ok(match &self.store {
+            Store::Safetensors(bytes) => parsed(&self.path, bytes)?.names().into_iter().map(str::to_owned).collect(),
+            Store::Shards { files, .. } => files.keys().cloned().collect(),
+            Store::Torch(torch) => torch.shapes().map(|(name, _)| name.to_owned()).collect(),
         })
+    }
+
+    /// Names and shapes of all tensors.
+    pub fn shapes(&self) -> Result<Vec<(String, Vec<usize>)>, WeightsError> {
+        match &self.store {
+            Store::Safetensors(bytes) => {
+                let tensors = parsed(&self.path, bytes)?;
+                Ok(tensors.iter().map(|(name, view)| (name.to_owned(), view.shape().to_vec())).collect())
+            }
+            Store::Torch(torch) => Ok(torch.shapes().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect()),
+            Store::Shards { files, .. } => {
+                files.keys().map(|name| Ok((name.clone(), self.shape(name)?.expect("the index names it")))).collect()
+            }
+        }
+    }
+
+    /// A tensor's shape; `None` if there is no such tensor.
+    pub fn shape(&self, name: &str) -> Result<Option<Vec<usize>>, WeightsError> {
+        let of = |tensors: SafeTensors| tensors.tensor(name).ok().map(|view| view.shape().to_vec());
+        match &self.store {
+            Store::Safetensors(bytes) => Ok(of(parsed(&self.path, bytes)?)),
+            Store::Torch(torch) => Ok(torch.shape(name).map(<[usize]>::to_vec)),
+            Store::Shards { .. } => self.in_shard(name, |path, bytes| Ok(of(parsed(path, bytes)?))).transpose().map(Option::flatten),
+        }
     }
 
     /// The tensor `name`, which must have exactly this shape, as f32 in row-major order.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
-        let tensors = self.parsed()?;
         let path = || self.path.clone();
-        let Ok(view) = tensors.tensor(name) else {
-            return Err(WeightsError::Missing { path: path(), name: name.into(), nearest: nearest(name, &tensors.names()) });
+        let stored = match &self.store {
+            Store::Safetensors(bytes) => from_safetensors(&self.path, bytes, name)?,
+            Store::Shards { .. } => self.in_shard(name, |path, bytes| from_safetensors(path, bytes, name)).transpose()?.flatten(),
+            Store::Torch(torch) => match torch.tensor(name) {
+                Some(data) => {
+                    let data = data.map_err(|source| WeightsError::Torch { path: path(), source })?;
+                    Some(Stored { shape: torch.shape(name).unwrap_or_default().to_vec(), data })
+                }
+                None => None,
+            },
         };
-        if view.shape() != shape {
-            let (expected, actual) = (shape.into(), view.shape().into());
-            return Err(WeightsError::Shape { path: path(), name: name.into(), expected, actual });
+        let Some(Stored { shape: actual, data }) = stored else {
+            let names = self.names()?;
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            return Err(WeightsError::Missing { path: path(), name: name.into(), nearest: nearest(name, &names) });
+        };
+        if actual != shape {
+            return Err(WeightsError::Shape { path: path(), name: name.into(), expected: shape.into(), actual });
         }
-        let data: Vec<f32> = match view.dtype() {
-            Dtype::F32 => view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            Dtype::F16 => view.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            actual => return Err(WeightsError::Type { path: path(), name: name.into(), actual }),
-        };
         if data.iter().any(|x| !x.is_finite()) {
             return Err(WeightsError::NotFinite { path: path(), name: name.into() });
         }
         Ok(data)
     }
+
+    /// What `look` sees in the shard that holds `name`.
+    fn in_shard<R>(&self, name: &str, look: impl FnOnce(&Path, &[u8]) -> Result<R, WeightsError>) -> Option<Result<R, WeightsError>> {
+        let Store::Shards { files, loaded } = &self.store else { return None };
+        let path = files.get(name)?;
+        let mut loaded = loaded.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if loaded.as_ref().is_none_or(|(other, _)| other != path) {
+            *loaded = None; // the last shard goes before the next comes
+            match read(path) {
+                Ok(bytes) => *loaded = Some((path.clone(), bytes)),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        loaded.as_ref().map(|(path, bytes)| look(path, bytes))
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, WeightsError> {
+    std::fs::read(path).map_err(|source| WeightsError::Read { path: path.into(), source })
+}
+
+fn parsed<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, WeightsError> {
+    SafeTensors::deserialize(bytes).map_err(|error| WeightsError::Damaged {
+        path: path.into(),
+        bytes: bytes.len(),
+        reason: error.to_string(),
+    })
+}
+
+fn from_safetensors(path: &Path, bytes: &[u8], name: &str) -> Result<Option<Stored>, WeightsError> {
+    let tensors = parsed(path, bytes)?;
+    let Ok(view) = tensors.tensor(name) else { return Ok(None) };
+    let pairs = || view.data().chunks_exact(2).map(|b| [b[0], b[1]]);
+    let data: Vec<f32> = match view.dtype() {
+        Dtype::F32 => view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Dtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+        Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+        actual => return Err(WeightsError::Type { path: path.into(), name: name.into(), actual: format!("{actual:?}") }),
+    };
+    Ok(Some(Stored { shape: view.shape().to_vec(), data }))
+}
+
+/// The files of an index of shards, by tensor.
+fn shards(path: &Path) -> Result<BTreeMap<String, PathBuf>, WeightsError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let wrong = |reason: String| WeightsError::Index { path: path.into(), reason };
+    let index: Index = serde_json::from_slice(&read(path)?).map_err(|error| wrong(error.to_string()))?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let place = |(name, file): (String, String)| {
+        // An index from elsewhere must not point out of its folder.
+        if Path::new(&file).components().count() != 1 || file == ".." {
+            return Err(wrong(format!("the shard `{file}` lies in another folder")));
+        }
+        let file = folder.join(file);
+        if !file.is_file() {
+            return Err(wrong(format!("the shard {} is not there; download it too", file.display())));
+        }
+        Ok((name, file))
+    };
+    index.weight_map.into_iter().map(place).collect()
 }
 
 /// The three names most like `name`, for an error message.

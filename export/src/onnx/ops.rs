@@ -57,6 +57,10 @@ impl Graph {
         self.mul(x, &c)
     }
 
+    pub fn sqrt(&mut self, x: &Value) -> Value {
+        self.unary("Sqrt", x)
+    }
+
     pub fn log(&mut self, x: &Value) -> Value {
         self.unary("Log", x)
     }
@@ -132,7 +136,7 @@ impl Graph {
             let squared = g.mul(x, x);
             let mean = g.reduce_mean(&squared);
             let shifted = g.add_scalar(&mean, epsilon);
-            let root = g.unary("Sqrt", &shifted);
+            let root = g.sqrt(&shifted);
             let inverse = g.unary("Reciprocal", &root);
             let normed = g.mul(x, &inverse);
             g.mul(&normed, &weight)

@@ -1,0 +1,311 @@
+//! Tensors in PyTorch's own files (`torch.save`): the zip archives of today and the plain pickles from before 1.6.
+//!
+//! Only the tensors' descriptions are read when a file is opened; a tensor's numbers are read when it is asked for.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::Mutex;
+
+use half::{bf16, f16};
+use zip::ZipArchive;
+
+use super::pickle::{Id, Pickle, PickleError, Value};
+
+/// Why a file of PyTorch was not read; the caller adds its path.
+#[derive(Debug, thiserror::Error)]
+pub enum TorchError {
+    #[error("{0}")]
+    Read(#[from] std::io::Error),
+    /// Copy or download the file again.
+    #[error("this is no whole file of PyTorch: {0}; it may be truncated")]
+    Damaged(String),
+    #[error(transparent)]
+    Pickle(#[from] PickleError),
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+/// Element types of PyTorch that hold weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Element {
+    F16,
+    BF16,
+    F32,
+    F64,
+    /// Counters and the like: named, but not read.
+    Other(usize),
+}
+
+impl Element {
+    /// By the name of a storage class (`torch.FloatStorage`).
+    fn of_storage(class: &str) -> Option<Self> {
+        Some(match class.strip_prefix("torch.")?.trim_start_matches("cuda.") {
+            "HalfStorage" => Self::F16,
+            "BFloat16Storage" => Self::BF16,
+            "FloatStorage" => Self::F32,
+            "DoubleStorage" => Self::F64,
+            "LongStorage" => Self::Other(8),
+            "IntStorage" => Self::Other(4),
+            "ShortStorage" => Self::Other(2),
+            "BoolStorage" | "ByteStorage" | "CharStorage" => Self::Other(1),
+            _ => return None,
+        })
+    }
+
+    fn size(self) -> usize {
+        match self {
+            Self::F16 | Self::BF16 => 2,
+            Self::F32 => 4,
+            Self::F64 => 8,
+            Self::Other(size) => size,
+        }
+    }
+}
+
+/// Where a tensor's numbers are.
+#[derive(Debug, Clone)]
+struct Place {
+    element: Element,
+    storage: String,
+    offset: usize,
+    shape: Vec<usize>,
+    stride: Vec<usize>,
+}
+
+#[derive(Debug)]
+enum Storages {
+    Zip {
+        archive: Box<Mutex<ZipArchive<File>>>,
+        folder: String,
+    },
+    /// Start and length in bytes of each storage.
+    Legacy {
+        file: Mutex<File>,
+        places: HashMap<String, (u64, usize)>,
+    },
+}
+
+/// An opened file.
+#[derive(Debug)]
+pub struct Torch {
+    storages: Storages,
+    tensors: BTreeMap<String, Place>,
+    /// What else the file says: configurations, say.
+    pub pickle: Pickle,
+}
+
+/// How files from before PyTorch 1.6 begin.
+const LEGACY_MAGIC: [u8; 15] = [0x80, 0x02, 0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, b'.'];
+/// Where checkpoints keep their tensors if not at the top: fairseq, lightning and most others, HiFi-GAN.
+const NESTED: [&str; 4] = ["model", "state_dict", "generator", "model_state_dict"];
+/// Largest description that is read: those of real checkpoints have at most a few megabytes.
+const MOST_PICKLE_BYTES: u64 = 512 << 20;
+
+impl Torch {
+    pub fn open(path: &Path) -> Result<Self, TorchError> {
+        let mut file = File::open(path)?;
+        let mut start = [0; LEGACY_MAGIC.len()];
+        let read = file.read(&mut start)?;
+        file.rewind()?;
+        match &start[..read] {
+            [b'P', b'K', ..] => Self::open_zip(file),
+            start if *start == LEGACY_MAGIC => Self::open_legacy(file),
+            _ => Err(TorchError::Damaged("it is neither a zip archive nor an old pickle of PyTorch".into())),
+        }
+    }
+
+    fn open_zip(file: File) -> Result<Self, TorchError> {
+        let damaged = |error: zip::result::ZipError| TorchError::Damaged(error.to_string());
+        let mut archive = ZipArchive::new(file).map_err(damaged)?;
+        let mut names = archive.file_names().filter_map(|name| name.ok().map(|name| name.into_owned()));
+        let name = names.find(|name| name == "data.pkl" || name.ends_with("/data.pkl"));
+        drop(names);
+        let name = name.ok_or_else(|| TorchError::Damaged("the archive has no data.pkl".into()))?;
+        let folder = name.trim_end_matches("data.pkl").to_owned();
+        if let Ok(mut order) = archive.by_name(&format!("{folder}byteorder")) {
+            let mut text = String::new();
+            order.read_to_string(&mut text)?;
+            if text.trim() == "big" {
+                return Err(TorchError::Unsupported("the file was written on a big-endian machine".into()));
+            }
+        }
+        let mut bytes = Vec::new();
+        archive.by_name(&name).map_err(damaged)?.take(MOST_PICKLE_BYTES).read_to_end(&mut bytes)?;
+        let pickle = Pickle::read(&bytes)?;
+        let tensors = tensors(&pickle);
+        Ok(Self { storages: Storages::Zip { archive: Box::new(Mutex::new(archive)), folder }, tensors, pickle })
+    }
+
+    /// Magic number, version and machine, the object, the storages' keys, and then the storages: a count of elements each, and
+    /// the elements.
+    fn open_legacy(mut file: File) -> Result<Self, TorchError> {
+        let length = file.metadata()?.len();
+        let mut bytes = Vec::new();
+        Read::by_ref(&mut file).take(MOST_PICKLE_BYTES).read_to_end(&mut bytes)?;
+        let mut at = 0;
+        let mut next = || -> Result<Pickle, PickleError> {
+            let pickle = Pickle::read(&bytes[at..])?;
+            at += pickle.length();
+            Ok(pickle)
+        };
+        for _ in ["magic number", "version", "machine"] {
+            next()?;
+        }
+        let (pickle, keys) = (next()?, next()?);
+        let sizes: HashMap<String, usize> =
+            (0..).map_while(|id| pickle.try_value(id)).filter_map(|value| storage(&pickle, value)).collect();
+        let damaged = |what: &str| TorchError::Damaged(what.to_owned());
+        let mut places = HashMap::new();
+        let mut start = at as u64;
+        for key in keys.sequence(keys.root()).ok_or_else(|| damaged("there is no list of storages"))? {
+            let key = keys.text(*key).ok_or_else(|| damaged("a storage has no name"))?;
+            let size = *sizes.get(key).ok_or_else(|| damaged("a storage belongs to no tensor"))?;
+            file.seek(SeekFrom::Start(start))?;
+            let mut count = [0; 8];
+            file.read_exact(&mut count).map_err(|_| damaged("it ends before its last storage"))?;
+            let bytes = u64::from_le_bytes(count).checked_mul(size as u64).filter(|bytes| start + 8 + bytes <= length);
+            let bytes = bytes.ok_or_else(|| damaged("it ends before its last storage"))?;
+            places.insert(key.to_owned(), (start + 8, bytes as usize));
+            start += 8 + bytes;
+        }
+        let tensors = tensors(&pickle);
+        Ok(Self { storages: Storages::Legacy { file: Mutex::new(file), places }, tensors, pickle })
+    }
+
+    /// Names and shapes of the tensors.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.tensors.iter().map(|(name, place)| (name.as_str(), place.shape.as_slice()))
+    }
+
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|place| place.shape.as_slice())
+    }
+
+    /// A tensor's values in row-major order; `None` if there is no tensor of this name.
+    pub fn tensor(&self, name: &str) -> Option<Result<Vec<f32>, TorchError>> {
+        self.tensors.get(name).map(|place| self.values(place))
+    }
+
+    fn values(&self, place: &Place) -> Result<Vec<f32>, TorchError> {
+        let size = place.element.size();
+        if let Element::Other(_) = place.element {
+            return Err(TorchError::Unsupported("it holds whole numbers, not weights".into()));
+        }
+        let outside = || TorchError::Damaged("a tensor reaches beyond its storage".into());
+        let count = place.shape.iter().try_fold(1usize, |all, n| all.checked_mul(*n)).ok_or_else(outside)?;
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let reach = place.shape.iter().zip(&place.stride).try_fold(0usize, |all, (n, step)| all.checked_add((n - 1).checked_mul(*step)?));
+        let reach = reach.and_then(|reach| reach.checked_add(1)).ok_or_else(outside)?;
+        let start = place.offset.checked_mul(size).ok_or_else(outside)?;
+        let bytes = self.bytes(&place.storage, start, reach.checked_mul(size).ok_or_else(outside)?)?;
+        let value = |bytes: &[u8]| match place.element {
+            Element::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            Element::BF16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            Element::F64 => f64::from_le_bytes(bytes.try_into().expect("eight bytes")) as f32,
+            _ => f32::from_le_bytes(bytes.try_into().expect("four bytes")),
+        };
+        let flat: Vec<f32> = bytes.chunks_exact(size).map(value).collect();
+        if reach == count && contiguous(&place.shape, &place.stride) {
+            return Ok(flat);
+        }
+        // A view, such as a transposed matrix.
+        let mut index = vec![0; place.shape.len()];
+        let mut values = Vec::with_capacity(count);
+        for _ in 0..count {
+            values.push(flat[index.iter().zip(&place.stride).map(|(i, step)| i * step).sum::<usize>()]);
+            for axis in (0..index.len()).rev() {
+                index[axis] += 1;
+                if index[axis] < place.shape[axis] {
+                    break;
+                }
+                index[axis] = 0;
+            }
+        }
+        Ok(values)
+    }
+
+    /// Bytes `start..start + length` of a storage.
+    fn bytes(&self, storage: &str, start: usize, length: usize) -> Result<Vec<u8>, TorchError> {
+        let short = || TorchError::Damaged(format!("storage {storage} is too short"));
+        match &self.storages {
+            Storages::Zip { archive, folder } => {
+                let mut archive = archive.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                let mut entry =
+                    archive.by_name(&format!("{folder}data/{storage}")).map_err(|error| TorchError::Damaged(error.to_string()))?;
+                if ((start + length) as u64) > entry.size() {
+                    return Err(short());
+                }
+                std::io::copy(&mut Read::by_ref(&mut entry).take(start as u64), &mut std::io::sink())?;
+                let mut bytes = vec![0; length];
+                entry.read_exact(&mut bytes).map_err(|_| short())?;
+                Ok(bytes)
+            }
+            Storages::Legacy { file, places } => {
+                let (at, size) = places.get(storage).copied().ok_or_else(short)?;
+                if start + length > size {
+                    return Err(short());
+                }
+                let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                file.seek(SeekFrom::Start(at + start as u64))?;
+                let mut bytes = vec![0; length];
+                file.read_exact(&mut bytes).map_err(|_| short())?;
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+fn contiguous(shape: &[usize], stride: &[usize]) -> bool {
+    let mut step = 1;
+    shape.iter().zip(stride).rev().all(|(n, stride)| {
+        let fits = *n == 1 || *stride == step;
+        step *= n;
+        fits
+    })
+}
+
+/// Key and element size of the storage that a persistent value names: `('storage', class, key, location, count, …)`.
+fn storage(pickle: &Pickle, value: &Value) -> Option<(String, usize)> {
+    let Value::Persistent(id) = value else { return None };
+    let [_, class, key, ..] = pickle.sequence(*id)? else { return None };
+    let Value::Global(class) = pickle.value(*class) else { return None };
+    Some((pickle.text(*key)?.to_owned(), Element::of_storage(class)?.size()))
+}
+
+/// The tensors of the dictionary that holds most of them.
+fn tensors(pickle: &Pickle) -> BTreeMap<String, Place> {
+    let of = |id: Id| -> BTreeMap<String, Place> {
+        let entries = pickle.entries(id).unwrap_or_default();
+        entries.iter().filter_map(|(key, value)| Some((pickle.text(*key)?.to_owned(), tensor(pickle, *value)?))).collect()
+    };
+    let nested = NESTED.iter().filter_map(|key| pickle.get(pickle.root(), key));
+    std::iter::once(pickle.root()).chain(nested).map(of).max_by_key(BTreeMap::len).unwrap_or_default()
+}
+
+/// `_rebuild_tensor_v2(storage, offset, size, stride, …)`, maybe inside of `_rebuild_parameter(tensor, …)`.
+fn tensor(pickle: &Pickle, id: Id) -> Option<Place> {
+    let mut object = pickle.object(id)?;
+    if object.class.ends_with("._rebuild_parameter") {
+        object = pickle.object(*object.arguments.first()?)?;
+    }
+    let [storage, offset, shape, stride, ..] = object.arguments.as_slice() else { return None };
+    if !object.class.contains("._rebuild_tensor") {
+        return None;
+    }
+    let Value::Persistent(storage) = pickle.value(*storage) else { return None };
+    let [_, class, key, ..] = pickle.sequence(*storage)? else { return None };
+    let Value::Global(class) = pickle.value(*class) else { return None };
+    let (shape, stride) = (pickle.sizes(*shape)?, pickle.sizes(*stride)?);
+    let place = Place {
+        element: Element::of_storage(class)?,
+        storage: pickle.text(*key)?.to_owned(),
+        offset: usize::try_from(pickle.int(*offset)?).ok()?,
+        shape,
+        stride,
+    };
+    (place.shape.len() == place.stride.len()).then_some(place)
+}

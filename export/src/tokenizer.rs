@@ -1,0 +1,321 @@
+//! The export of a public HuBERT with a k-means as a streaming tokenizer: a bundle with one stage.
+//!
+//! HuBERT looks both ways over a whole recording; a device cannot wait for its end. So a window slides over the audio (see
+//! `graphs::hubert`), and what that costs is measured here: the share of units that are those of the offline pass, as a curve over
+//! the look-ahead. The curve goes into the bundle, and the shortest look-ahead that reaches [`AGREEMENT`] is the default.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use sa_device::bundle::{Bundle, BundleWriter, FORMAT_VERSION, Layout, Manifest, Stages, sha256_file};
+use toml::{Table, Value};
+
+use crate::export::{BeyondBudget, Choice, TOKENIZER_BUDGET};
+use crate::graphs::StageGraph;
+use crate::graphs::hubert::{self, Window};
+use crate::import::arrays::{self, Array};
+use crate::import::hubert::Hubert;
+use crate::onnx::Precision;
+use crate::prove::Distance;
+use crate::runner::Runner;
+use crate::samples::Samples;
+
+/// The share of offline units that the default look-ahead reaches.
+pub const AGREEMENT: f64 = 0.95;
+/// Windows that the curve is measured on.
+const CURVE_WINDOWS: usize = 12;
+/// Seconds of the offline pass.
+const OFFLINE_SECONDS: usize = 20;
+/// Seconds on which forms of the graph are compared and timed.
+const COMPARED_SECONDS: usize = 6;
+const RATE: usize = 16_000;
+
+/// What to export and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A folder of Hugging Face or a `.pt` of fairseq.
+    pub hubert: PathBuf,
+    /// See [`arrays::kmeans`].
+    pub kmeans: PathBuf,
+    /// Blocks to run, from 1; the features behind the last of them are quantised. All by default.
+    pub layer: Option<usize>,
+    /// In milliseconds, rounded up to units.
+    pub look_back_ms: f64,
+    pub chunk_ms: f64,
+    /// The shortest that reaches [`AGREEMENT`], at most `longest_look_ahead_ms`, if not given.
+    pub look_ahead_ms: Option<f64>,
+    pub longest_look_ahead_ms: f64,
+    pub output: PathBuf,
+    pub samples: Option<PathBuf>,
+    pub choice: Choice,
+    pub name: String,
+    pub licence: String,
+    pub provenance: String,
+    pub force: bool,
+}
+
+/// Share of units as in the offline pass, by look-ahead in units.
+pub type Curve = Vec<(usize, f64)>;
+
+/// What was made and measured.
+#[derive(Debug)]
+pub struct Report {
+    pub window: Window,
+    pub unit_ms: f64,
+    pub curve: Curve,
+    pub precision: Precision,
+    pub reason: String,
+    /// Share of units that are as in fp32.
+    pub agreement: f64,
+    pub bytes: usize,
+    pub ms: f64,
+    pub fp32_ms: f64,
+    samples: String,
+}
+
+/// Exports the tokenizer; nothing is left behind unless all of it succeeded.
+pub fn export(options: &Options) -> Result<(Bundle, Report)> {
+    let hubert = Hubert::open(&options.hubert).with_context(|| format!("opening the HuBERT {}", options.hubert.display()))?;
+    let codebook = arrays::kmeans(&options.kmeans).with_context(|| format!("opening the k-means {}", options.kmeans.display()))?;
+    let [_, d] = codebook.shape[..] else { bail!("a codebook is a matrix") };
+    ensure!(d == hubert.config.width, "the k-means has centroids of {d} values, the HuBERT features of {}", hubert.config.width);
+    let layer = options.layer.unwrap_or(hubert.config.layers);
+    ensure!((1..=hubert.config.layers).contains(&layer), "layer {layer}: this HuBERT has layers 1 to {}", hubert.config.layers);
+    refuse_overwriting(&[&options.hubert, &options.kmeans], &options.output)?;
+    let samples = match &options.samples {
+        Some(dir) => Samples::read(dir)?,
+        None => Samples::synthetic(),
+    };
+    if let Some(parent) = options.output.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).with_context(|| format!("making the folder {}", parent.display()))?;
+    }
+    let writer = BundleWriter::create(&options.output)?;
+    let bar = ProgressBar::new(6);
+    bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} ({elapsed})").unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let exporter = Exporter { hubert: &hubert, codebook: &codebook, layer, options, samples: &samples, bar: &bar };
+    let (graph, report) = exporter.run()?;
+    bar.finish_and_clear();
+    writer.add(&graph.file(), &graph.onnx)?;
+    let manifest = Manifest {
+        format_version: FORMAT_VERSION,
+        name: options.name.clone(),
+        created_by: concat!("sa-export ", env!("CARGO_PKG_VERSION")).into(),
+        source_checkpoint: sha256_file(hubert.path()).with_context(|| format!("reading {}", hubert.path().display()))?,
+        sample_rate: RATE as u32,
+        unit_rate: (RATE / hubert.config.hop()) as u32,
+        k: codebook.shape[0],
+        group: 1,
+        layout: Layout::InterleavedWords,
+        transcript: false,
+        // While it is loaded, the file, its parsed form and the engine's form are there at once.
+        minimum_memory_mb: (3 * graph.onnx.len() / 1_000_000) as u32 + 40,
+        licence: options.licence.clone(),
+        provenance: options.provenance.clone(),
+        vocabulary: None,
+        special_tokens: Default::default(),
+        stage: Stages { tokenizer: Some(graph.entry()), ..Stages::default() },
+        measured: report.to_toml(),
+    };
+    Ok((writer.finish(manifest)?, report))
+}
+
+/// Refuses an output that is or holds an input.
+fn refuse_overwriting(inputs: &[&Path], output: &Path) -> Result<()> {
+    let Ok(output) = output.canonicalize() else { return Ok(()) };
+    for input in inputs {
+        let input = input.canonicalize().with_context(|| format!("opening {}", input.display()))?;
+        ensure!(!input.starts_with(&output), "{} lies in the output, which would be replaced: choose another --output", input.display());
+    }
+    Ok(())
+}
+
+struct Exporter<'a> {
+    hubert: &'a Hubert,
+    codebook: &'a Array,
+    layer: usize,
+    options: &'a Options,
+    samples: &'a Samples,
+    bar: &'a ProgressBar,
+}
+
+impl Exporter<'_> {
+    fn run(&self) -> Result<(StageGraph, Report)> {
+        let hop = self.hubert.config.hop();
+        let unit_ms = 1000.0 * hop as f64 / RATE as f64;
+        let units = |ms: f64| ((ms / unit_ms) - 1e-9).ceil().max(0.0) as usize;
+        let (look_back, chunk) = (units(self.options.look_back_ms), units(self.options.chunk_ms).max(1));
+        let longest = units(self.options.look_ahead_ms.unwrap_or(self.options.longest_look_ahead_ms));
+
+        let audio: Vec<f32> = self.samples.recordings.concat();
+        let length = audio.len().min(OFFLINE_SECONDS * RATE);
+        let window_units = look_back + chunk + longest;
+        let field = self.hubert.config.receptive_field();
+        let window_samples = window_units * hop + field - hop;
+        ensure!(
+            length > window_samples + hop,
+            "the samples have {:.1} s; a window of {:.1} s needs more: give longer --samples or a shorter window",
+            length as f64 / RATE as f64,
+            window_samples as f64 / RATE as f64
+        );
+        self.step("the offline pass");
+        let offline = self.offline_units(&audio[..length])?;
+        self.step("the curve over the look-ahead");
+        let curve = self.curve(&audio[..length], &offline, window_units, longest)?;
+        let look_ahead = match self.options.look_ahead_ms {
+            Some(_) => longest,
+            None => curve.iter().find(|(_, share)| *share >= AGREEMENT).map_or(longest, |(ahead, _)| *ahead),
+        };
+        let window = Window { look_back, chunk, look_ahead };
+        self.choose(window, unit_ms, curve, &audio[..audio.len().min(COMPARED_SECONDS * RATE)])
+    }
+
+    fn step(&self, message: &str) {
+        self.bar.set_message(message.to_owned());
+        self.bar.inc(1);
+    }
+
+    fn offline_units(&self, audio: &[f32]) -> Result<Vec<i64>> {
+        let graph = hubert::draw_offline(self.hubert, self.layer, Some(self.codebook), audio.len(), Precision::Fp32)?;
+        Ok(Runner::new(&graph)?.step(&[("audio", audio)], &[])?.i64("units")?)
+    }
+
+    /// One window holds every look-ahead at once: the unit `a` before its end has a look-ahead of `a`. Each point is the mean over
+    /// the windows of the units from there to the next point, which see more, so the share of the shortest is not flattered.
+    fn curve(&self, audio: &[f32], offline: &[i64], window_units: usize, longest: usize) -> Result<Curve> {
+        let hop = self.hubert.config.hop();
+        let samples = window_units * hop + self.hubert.config.receptive_field() - hop;
+        let graph = hubert::draw_offline(self.hubert, self.layer, Some(self.codebook), samples, Precision::Fp32)?;
+        let mut runner = Runner::new(&graph)?;
+        let last = offline.len().saturating_sub(window_units);
+        let mut equal = vec![0usize; longest + 1];
+        let windows = CURVE_WINDOWS.min(last + 1);
+        for i in 0..windows {
+            let start = if windows > 1 { i * last / (windows - 1) } else { 0 };
+            let units = runner.step(&[("audio", &audio[start * hop..][..samples])], &[])?.i64("units")?;
+            for (ahead, equal) in equal.iter_mut().enumerate() {
+                let at = units.len() - 1 - ahead;
+                *equal += usize::from(units[at] == offline[start + at]);
+            }
+        }
+        // Neighbouring units are pooled, for a dozen windows are few.
+        let pooled = |ahead: usize| {
+            let range = ahead.saturating_sub(1)..(ahead + 2).min(longest + 1);
+            let count = range.len() * windows;
+            range.map(|a| equal[a]).sum::<usize>() as f64 / count as f64
+        };
+        Ok((0..=longest).map(|ahead| (ahead, pooled(ahead))).collect())
+    }
+
+    /// The first form within the budget that is not slower than fp32.
+    fn choose(&self, window: Window, unit_ms: f64, curve: Curve, audio: &[f32]) -> Result<(StageGraph, Report)> {
+        let draw = |precision| hubert::draw(self.hubert, self.layer, self.codebook, window, precision);
+        let run = |graph: &StageGraph| -> Result<(Vec<i64>, f64)> {
+            let mut runner = Runner::new(graph)?;
+            let units = crate::compare::units_of(&mut runner, graph.chunk, audio)?;
+            Ok((units, runner.median_ms()))
+        };
+        self.step("fp32");
+        let fp32 = draw(Precision::Fp32)?;
+        let (reference, fp32_ms) = run(&fp32)?;
+        let report = |precision, reason: String, agreement, bytes, ms| Report {
+            window,
+            unit_ms,
+            curve: curve.clone(),
+            precision,
+            reason,
+            agreement,
+            bytes,
+            ms,
+            fp32_ms,
+            samples: self.samples.source.clone(),
+        };
+        let choice = &self.options.choice;
+        let mut notes: Vec<String> = Vec::new();
+        for &precision in &choice.candidates {
+            let reason = |notes: &[String]| if notes.is_empty() { choice.reason.to_owned() } else { notes.join("; ") };
+            if precision == Precision::Fp32 {
+                let report = report(precision, reason(&notes), 1.0, fp32.onnx.len(), fp32_ms);
+                return Ok((fp32, report));
+            }
+            self.step(precision.name());
+            let graph = draw(precision)?;
+            let (units, ms) = run(&graph)?;
+            let mut distance = Distance::default();
+            distance.decisions(&reference, &units);
+            let agreement = distance.agreement();
+            let missed = if agreement < TOKENIZER_BUDGET {
+                Some(format!("{:.1} % of units agree with fp32, {:.1} % are asked for", 100.0 * agreement, 100.0 * TOKENIZER_BUDGET))
+            } else if ms > fp32_ms && precision == Precision::Int8 {
+                Some(format!("{ms:.1} ms a step, fp32 takes {fp32_ms:.1} ms"))
+            } else {
+                None
+            };
+            match missed {
+                Some(missed) if choice.named && !self.options.force => {
+                    bail!(BeyondBudget(format!("tokenizer in {precision}: {missed}; leave the form to --int8, or accept it by --force")))
+                }
+                Some(missed) if !choice.named => notes.push(format!("{precision} was left: {missed}")),
+                _ => {
+                    let report = report(precision, reason(&notes), agreement, graph.onnx.len(), ms);
+                    return Ok((graph, report));
+                }
+            }
+        }
+        bail!(BeyondBudget(format!("no form is within the budget: {}", notes.join("; "))))
+    }
+}
+
+impl Report {
+    /// For `[measured]`.
+    fn to_toml(&self) -> Table {
+        let rounded = |value: f64| Value::Float((value * 1e4).round() / 1e4);
+        let mut table = Table::new();
+        table.insert("engine".into(), "tract".into());
+        table.insert("samples".into(), self.samples.clone().into());
+        table.insert("reason".into(), self.reason.clone().into());
+        table.insert("agreement_with_fp32".into(), rounded(self.agreement));
+        table.insert("step_ms".into(), rounded(self.ms));
+        table.insert("fp32_step_ms".into(), rounded(self.fp32_ms));
+        table.insert("look_back_ms".into(), rounded(self.window.look_back as f64 * self.unit_ms));
+        table.insert("look_ahead_ms".into(), rounded(self.window.look_ahead as f64 * self.unit_ms));
+        let curve = self.curve.iter().map(|(ahead, share)| Value::Array(vec![rounded(*ahead as f64 * self.unit_ms), rounded(*share)]));
+        table.insert("agreement_by_look_ahead_ms".into(), Value::Array(curve.collect()));
+        table
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let ms = |units: usize| units as f64 * self.unit_ms;
+        writeln!(f, "measured on {}", self.samples)?;
+        writeln!(f, "units as in the offline pass, by look-ahead:")?;
+        let step = self.curve.len().div_ceil(16).max(1);
+        for (ahead, share) in self.curve.iter().step_by(step) {
+            let bar = "█".repeat((share * 40.0).round() as usize);
+            writeln!(f, "{:>7.0} ms {:>6.1} % {bar}", ms(*ahead), 100.0 * share)?;
+        }
+        let reached = self.curve.iter().any(|(ahead, share)| *ahead <= self.window.look_ahead && *share >= AGREEMENT);
+        let verdict = if reached { "reaches" } else { "does not reach" };
+        let Window { look_back, chunk, look_ahead } = self.window;
+        writeln!(
+            f,
+            "window: {:.0} ms back, {:.0} ms chunk, {:.0} ms ahead, which {verdict} {:.0} %",
+            ms(look_back),
+            ms(chunk),
+            ms(look_ahead),
+            100.0 * AGREEMENT
+        )?;
+        writeln!(
+            f,
+            "tokenizer: {} ({}), {:.1} MB, {:.2} % of units as in fp32, {:.1} ms a step of {:.0} ms (fp32 {:.1} ms)",
+            self.precision,
+            self.reason,
+            self.bytes as f64 / 1e6,
+            100.0 * self.agreement,
+            self.ms,
+            ms(chunk),
+            self.fp32_ms
+        )
+    }
+}

@@ -1,0 +1,295 @@
+"""Public HuBERT checkpoints against their reference implementation, transformers.
+
+Makes small checkpoints with random weights in every layout that `sa-export` reads, and checks that the exported graphs compute what
+transformers does: features, units, and the streaming window chunk by chunk. Then the inputs that must be refused.
+
+    hubert.py --bin target/debug [--only NAME]
+"""
+
+import argparse
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import reference  # prepares torch; must come before transformers
+import torch
+import joblib
+import onnxruntime
+from safetensors.numpy import save_file
+from sklearn.cluster import MiniBatchKMeans
+from transformers import HubertConfig, HubertForCTC, HubertModel
+
+UNITS = 40
+LAYER = 2
+SIZES = dict(
+    hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, conv_dim=(32,) * 7,
+    num_conv_pos_embeddings=32, num_conv_pos_embedding_groups=4,
+)
+LARGE = dict(SIZES, feat_extract_norm="layer", conv_bias=True, do_stable_layer_norm=True)
+MHUBERT = dict(
+    SIZES, conv_dim=(32,) * 8, conv_kernel=(10, 3, 3, 3, 3, 2, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2, 2), conv_pos_batch_norm=True,
+)
+
+
+def make(sizes, cls=HubertModel):
+    """A model whose every parameter and statistic matters."""
+    torch.manual_seed(7)
+    model = cls(HubertConfig(**sizes)).eval()
+    with torch.no_grad():
+        for name, value in list(model.named_parameters()) + list(model.named_buffers()):
+            if value.dtype != torch.float32:
+                continue
+            if "running_var" in name:
+                value.uniform_(0.5, 2.0)
+            elif "norm" in name and name.endswith("weight"):
+                value.uniform_(0.5, 1.5)
+            elif value.ndim <= 1 or "running_mean" in name:
+                value.uniform_(-0.3, 0.3)
+            elif "masked_spec_embed" not in name and "weight_g" not in name:
+                value.normal_(0.0, 1.2 / value[0].numel() ** 0.5)
+    return model
+
+
+def audio(seconds):
+    """Sounds with pitch and pauses; another second is another sound."""
+    rng = np.random.default_rng(3)
+    t = np.arange(int(16000 * seconds)) / 16000
+    pitch = 120 + 60 * np.sin(2 * np.pi * 0.7 * t)
+    voice = sum(np.sin(2 * np.pi * h * np.cumsum(pitch) / 16000) / h for h in range(1, 10))
+    return (0.2 * voice * (np.sin(2 * np.pi * 2.1 * t) > -0.4) + 0.02 * rng.standard_normal(len(t))).astype(np.float32)
+
+
+def features(model, samples, layer, normalise=False):
+    if normalise:
+        samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+    hubert = getattr(model, "hubert", model)
+    with torch.no_grad():
+        states = hubert(torch.from_numpy(samples.astype(np.float32))[None], output_hidden_states=True).hidden_states
+    return states[layer][0].numpy()
+
+
+def fairseq_state(model, sizes):
+    """The state under fairseq's names."""
+    layer_norm = sizes.get("feat_extract_norm") == "layer"
+    batch_norm = sizes.get("conv_pos_batch_norm", False)
+    state = OrderedDict()
+    for name, value in model.state_dict().items():
+        parts = name.split(".")
+        if name.startswith("feature_extractor"):
+            norm = "2.1" if layer_norm else "2"
+            name = ".".join(parts[:3] + [{"conv": "0", "layer_norm": norm}[parts[3]], parts[4]])
+        elif name.startswith("encoder.pos_conv_embed.batch_norm"):
+            name = f"encoder.pos_conv.0.{parts[-1]}"
+        elif name.startswith("encoder.pos_conv_embed.conv"):
+            name = f"encoder.pos_conv.{1 if batch_norm else 0}.{parts[-1]}"
+        elif name.startswith("feature_projection.layer_norm"):
+            name = f"layer_norm.{parts[-1]}"
+        elif name.startswith("feature_projection.projection"):
+            name = f"post_extract_proj.{parts[-1]}"
+        elif name == "masked_spec_embed":
+            name = "mask_emb"
+        else:
+            for ours, theirs in [
+                (".attention.", ".self_attn."), (".feed_forward.intermediate_dense.", ".fc1."),
+                (".feed_forward.output_dense.", ".fc2."),
+            ]:
+                name = name.replace(ours, theirs)
+            if name.startswith("encoder.layers."):
+                name = name.replace(".layer_norm.", ".self_attn_layer_norm.")
+        state[name] = value
+    state["label_embs_concat"] = torch.zeros(8, 16)
+    return state
+
+
+def fairseq_file(model, sizes, path, **options):
+    kernels = sizes.get("conv_kernel", (10, 3, 3, 3, 3, 2, 2))
+    strides = sizes.get("conv_stride", (5, 2, 2, 2, 2, 2, 2))
+    layers = " + ".join(f"[({d},{k},{s})]" for d, k, s in zip(sizes["conv_dim"], kernels, strides))
+    settings = dict(
+        _name="hubert", encoder_layers=sizes["num_hidden_layers"], encoder_embed_dim=sizes["hidden_size"],
+        encoder_ffn_embed_dim=sizes["intermediate_size"], encoder_attention_heads=sizes["num_attention_heads"],
+        conv_feature_layers=layers, conv_pos=sizes["num_conv_pos_embeddings"],
+        conv_pos_groups=sizes["num_conv_pos_embedding_groups"], conv_bias=sizes.get("conv_bias", False),
+        extractor_mode="layer_norm" if sizes.get("feat_extract_norm") == "layer" else "default",
+        layer_norm_first=sizes.get("do_stable_layer_norm", False), conv_pos_batch_norm=sizes.get("conv_pos_batch_norm", False),
+    )
+    checkpoint = {"cfg": {"model": settings, "task": {"normalize": False}}, "args": None, "model": fairseq_state(model, sizes)}
+    torch.save(checkpoint, path, **options)
+
+
+class Case:
+    """A checkpoint on disk with the model it was made from."""
+
+    def __init__(self, folder, name, sizes):
+        self.name, self.sizes = name, sizes
+        self.folder = folder / name
+        self.folder.mkdir()
+        self.path, self.normalise = self.folder, False
+        self.model = make(sizes, HubertForCTC if name == "with-a-head" else HubertModel)
+        if name.startswith("fairseq"):
+            self.path = self.folder / "checkpoint.pt"
+            fairseq_file(self.model, sizes, self.path, _use_new_zipfile_serialization="old" not in name)
+        else:
+            pickled = name == "large"
+            self.model.save_pretrained(self.folder, safe_serialization=not pickled, max_shard_size="200KB" if "shards" in name else "1GB")
+            self.normalise = name == "mhubert-25hz"
+            (self.folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": self.normalise}))
+        self.codebook()
+
+    def codebook(self):
+        found = features(self.model, audio(8), LAYER, self.normalise)
+        rng = np.random.default_rng(1)
+        centres = found[rng.choice(len(found), UNITS, replace=False)] + 0.05 * rng.standard_normal((UNITS, found.shape[1]))
+        self.centres = centres.astype(np.float32)
+        if self.name == "large":
+            model = MiniBatchKMeans(UNITS, init=centres, n_init=1, max_iter=3, random_state=0).fit(found)
+            self.centres = model.cluster_centers_.astype(np.float32)
+            self.kmeans = self.folder / "kmeans.bin"
+            joblib.dump(model, self.kmeans)
+        elif self.name == "with-a-head":
+            self.kmeans = self.folder / "kmeans.pkl"
+            model = MiniBatchKMeans(UNITS, init=centres, n_init=1, max_iter=1, random_state=0).fit(found)
+            self.centres = model.cluster_centers_.astype(np.float32)
+            self.kmeans.write_bytes(pickle.dumps(model))
+        elif self.name == "mhubert-25hz":
+            self.kmeans = self.folder / "kmeans.safetensors"
+            save_file({"centroids": self.centres}, self.kmeans)
+        else:
+            self.kmeans = self.folder / "kmeans.npy"
+            np.save(self.kmeans, self.centres)
+
+    def units(self, found):
+        return ((found[:, None, :].astype(np.float64) - self.centres) ** 2).sum(-1).argmin(1)
+
+
+def run(*command, fails=False):
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if (done.returncode != 0) != fails:
+        sys.exit(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+    assert "panicked" not in done.stderr, done.stderr
+    return done
+
+
+def check_offline(case, binaries, engines):
+    samples = audio(4)
+    found = features(case.model, samples, LAYER, case.normalise)
+    np.save(case.folder / "audio.npy", samples)
+    np.save(case.folder / "features.npy", found)
+    for engine in engines:
+        done = run(
+            binaries / "parity", "--hubert", case.path, "--kmeans", case.kmeans, "--layer", LAYER, "--audio", case.folder / "audio.npy",
+            "--features", case.folder / "features.npy", *engine,
+        )
+        figures = json.loads(done.stdout)
+        print(f"{case.name:<16} {' '.join(engine) or '--engine tract':<16} relative L2 {figures['error']:.1e}, {100 * figures['agreement']:.1f} % of {figures['units']} units")
+        assert figures["error"] <= 1e-4 and figures["agreement"] >= 0.999, figures
+
+
+def check_streaming(case, binaries):
+    """Each chunk's units are those of transformers on the window that the graph heard."""
+    bundle = case.folder / "bundle"
+    done = run(
+        binaries / "sa-export", "--hubert", case.path, "--kmeans", case.kmeans, "--layer", LAYER, "--output", bundle, "--look-back", 640,
+        "--chunk", 160, "--look-ahead", 320,
+    )
+    assert "units as in the offline pass" in done.stdout and "320 ms ahead" in done.stdout, done.stdout
+    assert "loads and runs" in run(binaries / "sa-export", "--verify", bundle).stdout
+    hop = int(np.prod(case.sizes.get("conv_stride", (5, 2, 2, 2, 2, 2, 2))))
+    field = 1
+    for kernel, stride in reversed(list(zip(case.sizes.get("conv_kernel", (10, 3, 3, 3, 3, 2, 2)), case.sizes.get("conv_stride", (5, 2, 2, 2, 2, 2, 2))))):
+        field = (field - 1) * stride + kernel
+    back, chunk, ahead = (ms * 16 // hop for ms in (640, 160, 320))
+    session = onnxruntime.InferenceSession(str(bundle / "tokenizer.onnx"), providers=["CPUExecutionProvider"])
+    state = np.zeros(session.get_inputs()[1].shape, np.float32)
+    assert session.get_inputs()[0].shape == [1, chunk * hop], session.get_inputs()[0].shape
+    heard, equal, total = np.zeros(state.shape[1], np.float32), 0, 0
+    for samples in audio(3).reshape(-1, chunk * hop)[:12]:
+        state, units = session.run(["state.audio.next", "units"], {"audio": samples[None], "state.audio": state})
+        heard = np.concatenate([heard, samples])
+        window = heard[len(heard) - state.shape[1] - len(samples):]
+        window = window[: (back + chunk + ahead - 1) * hop + field]
+        expected = case.units(features(case.model, window, LAYER, case.normalise))[back : back + chunk]
+        equal, total = equal + (expected == units.reshape(-1)).sum(), total + chunk
+    print(f"{case.name:<16} window            {equal} of {total} units as transformers gives for the same window")
+    assert equal >= 0.995 * total
+
+
+class Runs:
+    """What a pickle must not be able to do."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.path}",))
+
+
+def check_refusals(case, binaries, folder):
+    def refused(*arguments, says):
+        output = folder / "refused"
+        done = run(binaries / "sa-export", "--layer", LAYER, "--output", output, *arguments, fails=True)
+        assert all(word in done.stderr for word in says), (says, done.stderr)
+        assert not output.exists() and not list(folder.glob("refused*")), "something was left behind"
+
+    ran = folder / "ran"
+    (folder / "evil.pkl").write_bytes(pickle.dumps(Runs(ran)))
+    refused("--hubert", case.path, "--kmeans", folder / "evil.pkl", says=["system", "nothing was run"])
+    torch.save({"model": {}, "cfg": Runs(ran)}, folder / "evil.pt")
+    refused("--hubert", folder / "evil.pt", "--kmeans", case.kmeans, says=["system", "nothing was run"])
+    assert not ran.exists(), "a pickle was executed"
+
+    whole = (case.path / "model.safetensors").read_bytes()
+    broken = folder / "broken"
+    broken.mkdir()
+    for name in ["config.json", "preprocessor_config.json"]:
+        (broken / name).write_bytes((case.path / name).read_bytes())
+    (broken / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    refused("--hubert", broken, "--kmeans", case.kmeans, says=["truncated"])
+    state = {name: value.numpy() for name, value in case.model.state_dict().items()}
+    del state["encoder.layers.1.attention.k_proj.weight"]
+    save_file(state, broken / "model.safetensors")
+    refused("--hubert", broken, "--kmeans", case.kmeans, says=["encoder.layers.1.attention.k_proj.weight", "nearest"])
+    config = json.loads((case.path / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(dict(config, intermediate_size=96)))
+    (broken / "model.safetensors").write_bytes(whole)
+    refused("--hubert", broken, "--kmeans", case.kmeans, says=["shape", "96"])
+    (broken / "config.json").write_text(json.dumps(dict(config, model_type="wav2vec2")))
+    refused("--hubert", broken, "--kmeans", case.kmeans, says=["wav2vec2"])
+    np.save(folder / "narrow.npy", np.zeros((4, 3), np.float32))
+    refused("--hubert", case.path, "--kmeans", folder / "narrow.npy", says=["3", "64"])
+    refused("--hubert", folder / "nowhere", "--kmeans", case.kmeans, says=["nowhere"])
+    print("refused: code in pickles, a truncated file, a missing tensor, wrong shapes, another architecture, no file")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bin", type=Path, required=True)
+    parser.add_argument("--only")
+    options = parser.parse_args()
+    engines = [[]]
+    cases = {
+        "base": SIZES, "base-in-shards": SIZES, "with-a-head": SIZES, "large": LARGE, "mhubert-25hz": MHUBERT, "fairseq": SIZES,
+        "fairseq-large": LARGE, "fairseq-mhubert": MHUBERT, "fairseq-old": SIZES,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        for name, sizes in cases.items():
+            if options.only not in (None, name):
+                continue
+            case = Case(scratch, name, sizes)
+            check_offline(case, options.bin, engines)
+            if name in ("base", "large", "mhubert-25hz"):
+                check_streaming(case, options.bin)
+            if name == "base":
+                check_refusals(case, options.bin, scratch)
+    print("HuBERT: all layouts agree with transformers")
+
+
+if __name__ == "__main__":
+    main()

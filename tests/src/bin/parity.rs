@@ -1,0 +1,63 @@
+//! `parity hubert`: runs the exporter's offline graph of a public checkpoint on an engine and compares it with what a reference
+//! implementation computed. Prints one JSON object; `tests/reference/hubert.py` makes the files and judges the figures.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::Parser;
+use sa_export::graphs::hubert;
+use sa_export::import::arrays::{self, Array};
+use sa_export::import::hubert::Hubert;
+use sa_export::onnx::Precision;
+use sa_export::prove::Distance;
+use sa_export::runner::Runner;
+
+#[derive(Parser)]
+struct Args {
+    /// A folder of Hugging Face or a .pt of fairseq
+    #[arg(long)]
+    hubert: PathBuf,
+    #[arg(long)]
+    kmeans: PathBuf,
+    #[arg(long)]
+    layer: usize,
+    /// `[n]`, .npy
+    #[arg(long)]
+    audio: PathBuf,
+    /// `[T, d]`, .npy: what the reference computed
+    #[arg(long)]
+    features: PathBuf,
+    /// Compute in 8 bits
+    #[arg(long)]
+    int8: bool,
+}
+
+fn read(path: &Path) -> Result<Array> {
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    arrays::npy(&bytes).map_err(|message| anyhow!("{}: {message}", path.display()))
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let hubert = Hubert::open(&args.hubert)?;
+    let codebook = arrays::kmeans(&args.kmeans)?;
+    let (audio, features) = (read(&args.audio)?, read(&args.features)?);
+    let precision = if args.int8 { Precision::Int8 } else { Precision::Fp32 };
+    let graph = hubert::draw_offline(&hubert, args.layer, Some(&codebook), audio.data.len(), precision)?;
+    let mut runner = Runner::new(&graph)?;
+    let outputs = runner.step(&[("audio", &audio.data)], &[])?;
+    let mut distance = Distance::default();
+    distance.values(&features.data, &outputs.f32("features")?);
+    let d = codebook.shape[1];
+    ensure!(features.shape.last() == Some(&d), "features of shape {:?} for centroids of {d}", features.shape);
+    // The reference's units by the definition, in double precision.
+    let nearest = |frame: &[f32]| {
+        let far = |c: &[f32]| c.iter().zip(frame).map(|(c, x)| f64::from(c - x).powi(2)).sum::<f64>();
+        let distances: Vec<f64> = codebook.data.chunks_exact(d).map(far).collect();
+        (0..distances.len()).min_by(|a, b| distances[*a].total_cmp(&distances[*b])).unwrap_or_default() as i64
+    };
+    let units: Vec<i64> = features.data.chunks_exact(d).map(nearest).collect();
+    distance.decisions(&units, &outputs.i64("units")?);
+    println!("{}", serde_json::json!({ "error": distance.error(), "agreement": distance.agreement(), "units": units.len() }));
+    Ok(())
+}
