@@ -4,6 +4,11 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 SA_CACHE=${SA_CACHE:-${HOME:-/var/tmp}/.cache/sa}
 PYTHON=$SA_CACHE/judge-venv/bin/python
+ONNX_PYTHON=$SA_CACHE/onnx-venv/bin/python
+# The second engine's library is no part of the repository: one that is named, or the one inside the Python wheel.
+if [ -z "${SA_ORT_LIBRARY:-}" ]; then
+  SA_ORT_LIBRARY=$(ls "$SA_CACHE"/onnx-venv/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.1.* 2>/dev/null | head -n 1)
+fi
 log=$(mktemp)
 scratch=$(mktemp -d)
 trap 'rm -rf "$log" "$scratch"' EXIT
@@ -13,7 +18,22 @@ started=$SECONDS
 cargo build --workspace --bins || exit 1
 cargo test --workspace --no-fail-fast 2>&1 | tee "$log"
 cargo_status=${PIPESTATUS[0]}
-read -r passed failed ignored < <(awk '/^test result:/ { p += $4; f += $6; i += $8 } END { print p + 0, f + 0, i + 0 }' "$log")
+counts() { awk '/^test result:/ { p += $4; f += $6; i += $8 } END { print p + 0, f + 0, i + 0 }' "$1"; }
+read -r passed failed ignored < <(counts "$log")
+# Tests of the second engine are marked as ignored in the run above; with a library they are run now.
+if [ -n "$SA_ORT_LIBRARY" ]; then
+  echo "--- the second engine: $SA_ORT_LIBRARY"
+  SA_ORT_LIBRARY=$SA_ORT_LIBRARY cargo test --workspace --no-fail-fast --test agent -- --ignored on_ort:: 2>&1 | tee "$log"
+  [ "${PIPESTATUS[0]}" = 0 ] || cargo_status=1
+  read -r ort_passed ort_failed _ < <(counts "$log")
+  if [ $((ort_passed + ort_failed)) = 0 ]; then
+    echo "FAILED: no test of the second engine ran"
+    cargo_status=1
+  fi
+  passed=$((passed + ort_passed)) failed=$((failed + ort_failed)) ignored=$((ignored - ort_passed - ort_failed))
+else
+  echo "left out: the tests of the second engine, which need libonnxruntime.so (tests/setup.sh test says why it is not there; SA_ORT_LIBRARY names one)"
+fi
 
 check() { # name, command...
   local name=$1
@@ -30,6 +50,13 @@ if [ -x "$PYTHON" ]; then
 else
   ignored=$((ignored + 2))
   echo "left out: the two tests that need pocketsphinx (tests/setup.sh test says why it is not there)"
+fi
+
+if [ -x "$ONNX_PYTHON" ]; then
+  check "the shipped graphs are good ONNX and run in plain onnxruntime" "$ONNX_PYTHON" tests/onnx_bundle.py models/pretrained/nano/bundle
+else
+  ignored=$((ignored + 1))
+  echo "left out: the check of the shipped graphs by onnx and onnxruntime (tests/setup.sh test says why they are not there)"
 fi
 
 echo "tests: $passed passed, $failed failed, $ignored left out, in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"

@@ -6,6 +6,8 @@ wanted=${1:?demo, bench, test or train}
 SA_CACHE=${SA_CACHE:-${HOME:-/var/tmp}/.cache/sa}
 VENV=$SA_CACHE/judge-venv
 POCKETSPHINX=5.1.1
+ONNX_VENV=$SA_CACHE/onnx-venv
+ONNX="onnxruntime==1.31.1 onnx==1.23.2"
 
 command -v cargo >/dev/null || { echo "setup: no cargo; Rust 1.95 or newer is assumed (https://rustup.rs)" >&2; exit 1; }
 
@@ -36,5 +38,18 @@ if { [ "$wanted" = test ] || [ "$wanted" = train ]; } && [ "$(cat "$VENV/install
   else
     rm -rf "$VENV"
     echo "setup: no pocketsphinx (is PyPI reachable?); tests that listen to the agent's speech will be left out, and say so" >&2
+  fi
+fi
+
+if [ "$wanted" = test ] && [ "$(cat "$ONNX_VENV/installed" 2>/dev/null)" != "$ONNX" ]; then
+  echo "setup: installing $ONNX (the second engine and the checker of graphs, for the tests alone) into $ONNX_VENV"
+  rm -rf "$ONNX_VENV"
+  mkdir -p "$SA_CACHE"
+  # unquoted: two packages
+  if python3 -m venv "$ONNX_VENV" && "$ONNX_VENV/bin/pip" install -q --disable-pip-version-check $ONNX; then
+    echo "$ONNX" >"$ONNX_VENV/installed"
+  else
+    rm -rf "$ONNX_VENV"
+    echo "setup: no onnxruntime (is PyPI reachable, and is there a wheel for this Python?); the tests of the second engine will be left out, and say so" >&2
   fi
 fi

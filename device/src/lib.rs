@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`bundle`] | the folder that passes from the exporter to here: types, reader with all checks, writer |
 //! | [`vocabulary`] | text tokens |
-//! | [`engine`] | what runs a graph: a trait, and tract |
+//! | [`engine`] | what runs a graph: a trait, and behind it tract or ONNX Runtime |
 //! | [`stage`] | tokenizer, language model, decoder: one graph and its state each, chunk by chunk |
 //! | [`tools`], [`words`] | calls of the model carried out; numbers and any text as words |
 //! | [`audio`] | devices and WAV files |

@@ -75,8 +75,10 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
             Some(StageError::Engine { source, .. }) => Some(source),
             _ => cause.downcast_ref::<EngineError>(),
         };
-        if matches!(engine, Some(EngineError::Unknown { .. })) {
-            return ExitCode::from(2);
+        match engine {
+            Some(EngineError::Unknown { .. } | EngineError::NotBuilt { .. }) => return ExitCode::from(2),
+            Some(EngineError::Device { .. }) => return ExitCode::from(3),
+            _ => {}
         }
         let unfit = matches!(engine, Some(EngineError::Load { .. } | EngineError::Declared { .. }));
         if unfit || cause.is::<BundleError>() || matches!(stage, Some(StageError::Bundle(_))) {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use sa_device::bundle::Bundle;
-use sa_device::engine::{self, Engine};
+use sa_device::engine::{Device, Engine, EngineName, Wish};
 use sa_device::pipeline::Settings;
 use serde::Deserialize;
 
@@ -16,13 +16,20 @@ pub struct Common {
     /// Folder of the bundle.
     #[arg(long, value_name = "DIR", env = "SA_BUNDLE")]
     pub bundle: Option<PathBuf>,
-    /// What runs the graphs: auto or tract.
+    /// What runs the graphs: auto, tract, or ort (ONNX Runtime).
     #[arg(long, value_name = "NAME", env = "SA_ENGINE")]
-    pub engine: Option<String>,
+    pub engine: Option<EngineName>,
+    /// What they run on: auto, cpu, cpu:N (N threads a graph), cuda[:N] or tensorrt[:N]; all but the first two need ort.
+    #[arg(long, value_name = "DEVICE", env = "SA_DEVICE")]
+    pub device: Option<Device>,
+    /// The library of ONNX Runtime (libonnxruntime.so, 1.17 or later) or its folder; else ORT_DYLIB_PATH and the usual
+    /// places are looked at.
+    #[arg(long, value_name = "FILE", env = "SA_ORT_LIBRARY")]
+    pub ort_library: Option<PathBuf>,
     /// With 2 or more, the decoder speaks on a thread of its own.
     #[arg(long, value_name = "N", env = "SA_THREADS", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub threads: Option<u32>,
-    /// Settings file (TOML): bundle, engine, threads, tools, realtime, and a table `conversation` of limits.
+    /// Settings file (TOML): bundle, engine, device, ort_library, threads, tools, realtime, and a table `conversation` of limits.
     #[arg(long, value_name = "FILE", env = "SA_CONFIG")]
     pub config: Option<PathBuf>,
 }
@@ -32,7 +39,9 @@ pub struct Common {
 #[serde(default, deny_unknown_fields)]
 pub struct File {
     pub bundle: Option<PathBuf>,
-    pub engine: Option<String>,
+    pub engine: Option<EngineName>,
+    pub device: Option<Device>,
+    pub ort_library: Option<PathBuf>,
     pub threads: Option<u32>,
     pub tools: Option<PathBuf>,
     pub realtime: bool,
@@ -48,7 +57,9 @@ impl Common {
             None => File::default(),
         };
         file.bundle = self.bundle.clone().or(file.bundle);
-        file.engine = self.engine.clone().or(file.engine);
+        file.engine = self.engine.or(file.engine);
+        file.device = self.device.or(file.device);
+        file.ort_library = self.ort_library.clone().or(file.ort_library);
         file.threads = self.threads.or(file.threads);
         if let Some(threads) = file.threads {
             file.conversation.threads = threads as usize;
@@ -61,16 +72,18 @@ fn read(path: &Path) -> anyhow::Result<File> {
     let text = std::fs::read_to_string(path).with_context(|| format!("while reading the settings {}", path.display()))?;
     let mut file: File = toml::from_str(&text).with_context(|| format!("while reading the settings {}", path.display()))?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    for inside in [&mut file.bundle, &mut file.tools].into_iter().flatten() {
+    for inside in [&mut file.bundle, &mut file.tools, &mut file.ort_library].into_iter().flatten() {
         *inside = folder.join(&*inside);
     }
     Ok(file)
 }
 
 impl File {
-    /// The engine that was asked for.
+    /// The engine that was asked for; that another one has to help is said on standard error.
     pub fn engine(&self) -> anyhow::Result<Box<dyn Engine>> {
-        Ok(engine::by_name(self.engine.as_deref().unwrap_or("auto"))?)
+        let wish =
+            Wish { engine: self.engine.unwrap_or_default(), device: self.device.unwrap_or_default(), library: self.ort_library.clone() };
+        Ok(wish.open(|message| eprintln!("sa-agent: {message}"))?)
     }
 
     /// Opens the bundle.

@@ -1,17 +1,25 @@
-//! What runs a graph. The stages know this interface only; tract is one engine behind it.
+//! What runs a graph. The stages know this interface only; behind it are two engines: tract, in every program, and
+//! ONNX Runtime, in programs that are built with the feature `ort`. A [`Wish`] says which, and on what device.
 //!
 //! A [`Session`] owns the buffers of its inputs and outputs. They are written and read in place and kept from run
 //! to run, so that a cache is never copied: the caller writes one row, the session passes the whole. Inputs and
 //! outputs are counted in the order of the bundle's declaration; [`Session::input`] and [`Session::output`] find
 //! them by name.
 
+mod declared;
+#[cfg(feature = "ort")]
+pub mod ort;
 pub mod tract;
+mod wish;
 
 use std::path::{Path, PathBuf};
 
 use crate::bundle::{DType, StageEntry, TensorEntry};
 
+#[cfg(feature = "ort")]
+pub use ort::Ort;
 pub use tract::Tract;
+pub use wish::{Device, EngineName, Wish};
 
 /// Loads graphs.
 pub trait Engine: Send + Sync {
@@ -64,13 +72,21 @@ pub trait Session: Send {
     /// The values of an i64 output of the last run; errors as for [`Session::f32_output`].
     fn i64_output(&self, output: usize) -> Result<&[i64], EngineError>;
 
-    /// Makes an output of the last run the input of the next, without a copy where the engine can.
+    /// Makes an output of the last run the input of the next, without a copy where the engine can. The output can still
+    /// be read, and stays as it is when the input is written.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] when type or shape differ, [`EngineError::NotRun`] before the first run.
     fn hand_over(&mut self, output: usize, input: usize) -> Result<(), EngineError>;
 
     /// Copies rows of an output into rows of an input: `count` rows of `row` values, both tensors seen as
     /// `[heads, rows, row]`; the input's rows are written from `at` on.
     ///
     /// This is how a cache grows: in place, one row a step.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] when the rows do not fit, [`EngineError::Type`] unless both are f32,
+    /// [`EngineError::NotRun`] before the first run.
     fn write_rows(&mut self, output: usize, input: usize, at: usize) -> Result<(), EngineError>;
 }
 
@@ -96,17 +112,21 @@ pub enum EngineError {
     /// A named input does not exist or has another size: see the graph's declaration.
     #[error("input `{name}`: {message}")]
     Input { name: String, message: String },
-    /// No such engine in this program: the message lists those there are.
-    #[error("no engine `{name}`; this program has: {known}")]
-    Unknown { name: String, known: String },
-}
-
-/// The engine of a name: `auto` or `tract`.
-pub fn by_name(name: &str) -> Result<Box<dyn Engine>, EngineError> {
-    match name {
-        "auto" | "tract" => Ok(Box::new(Tract)),
-        _ => Err(EngineError::Unknown { name: name.to_owned(), known: "auto, tract".to_owned() }),
-    }
+    /// Nothing has this name: the message lists what there is.
+    #[error("no {what} `{name}`; there are: {known}")]
+    Unknown { what: &'static str, name: String, known: &'static str },
+    /// The wish needs an engine that this program was built without.
+    #[error(
+        "{wish} needs ONNX Runtime, and this program was built without it: build it with `cargo build --release -p sa-device \
+         --features ort`, or use --engine tract --device cpu"
+    )]
+    NotBuilt { wish: String },
+    /// ONNX Runtime is not there or cannot be used: the message says what was looked at, and what to do.
+    #[error("no ONNX Runtime: {message}")]
+    Library { message: String },
+    /// The engine cannot run on this device; the message says what to use instead.
+    #[error("{engine} cannot run on {device}: {message}")]
+    Device { engine: &'static str, device: String, message: String },
 }
 
 /// Values that go into or come out of a graph.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::runtime::DefaultRuntime;
 
+use super::declared::{mismatch, order, rows, same_tensor, wrong_type};
 use super::{Engine, EngineError, Session};
 use crate::bundle::{DType, StageEntry, TensorEntry};
 
@@ -91,28 +92,18 @@ impl Session for TractSession {
     }
 
     fn hand_over(&mut self, output: usize, input: usize) -> Result<(), EngineError> {
+        same_tensor(&self.outputs[output], &self.inputs[input])?;
         let value = self.results.get(output).ok_or_else(|| EngineError::NotRun { name: self.outputs[output].name.clone() })?;
         self.values[input] = value.clone();
         Ok(())
     }
 
     fn write_rows(&mut self, output: usize, input: usize, at: usize) -> Result<(), EngineError> {
+        let rows = rows(&self.outputs[output], &self.inputs[input], at)?;
         let from = slice::<f32>(&self.outputs[output], DType::F32, self.results.get(output))?;
-        let (new, row) = rows(&self.outputs[output]);
-        let (all, _) = rows(&self.inputs[input]);
         let to = slice_mut::<f32>(&self.inputs[input], DType::F32, &mut self.values[input])?;
-        for (from, to) in from.chunks_exact(new * row).zip(to.chunks_exact_mut(all * row)) {
-            to[at * row..(at + new) * row].copy_from_slice(from);
-        }
+        rows.copy(from, to, at);
         Ok(())
-    }
-}
-
-/// Rows and row length of `[heads, rows, row]`.
-fn rows(entry: &TensorEntry) -> (usize, usize) {
-    match entry.shape[..] {
-        [.., rows, row] => (rows, row),
-        _ => (1, entry.elements()),
     }
 }
 
@@ -120,36 +111,12 @@ fn names(model: &InferenceModel, outlets: &[OutletId]) -> Vec<String> {
     outlets.iter().map(|o| model.outlet_label(*o).map_or_else(|| model.node(o.node).name.clone(), str::to_owned)).collect()
 }
 
-/// The declaration in the order of the graph.
-fn order(path: &Path, what: &'static str, declared: &[TensorEntry], graph: &[String]) -> Result<Vec<TensorEntry>, EngineError> {
-    let wrong = |name: &str, expected: &str, found: &str| EngineError::Declared {
-        path: path.to_owned(),
-        what,
-        name: name.to_owned(),
-        expected: expected.to_owned(),
-        found: found.to_owned(),
-    };
-    for entry in declared {
-        if !graph.contains(&entry.name) {
-            return Err(wrong(&entry.name, "that it is there", "missing"));
-        }
-    }
-    let find = |name: &String| declared.iter().find(|t| t.name == *name).cloned();
-    graph.iter().map(|name| find(name).ok_or_else(|| wrong(name, "nothing of it", "in the graph"))).collect()
-}
-
 fn same(path: &Path, what: &'static str, declared: &TensorEntry, fact: &TypedFact) -> Result<(), EngineError> {
     let concrete = fact.shape.as_concrete();
     if fact.datum_type == datum(declared.dtype) && concrete == Some(&declared.shape[..]) {
         return Ok(());
     }
-    Err(EngineError::Declared {
-        path: path.to_owned(),
-        what,
-        name: declared.name.clone(),
-        expected: format!("{} {:?}", declared.dtype, declared.shape),
-        found: format!("{:?} {:?}", fact.datum_type, fact.shape),
-    })
+    Err(mismatch(path, what, declared, format!("{:?} {:?}", fact.datum_type, fact.shape)))
 }
 
 fn datum(dtype: DType) -> DatumType {
@@ -159,20 +126,16 @@ fn datum(dtype: DType) -> DatumType {
     }
 }
 
-fn dtype_error(entry: &TensorEntry, expected: DType) -> EngineError {
-    EngineError::Type { name: entry.name.clone(), expected, found: entry.dtype }
-}
-
 fn slice_mut<'a, T: Datum>(entry: &TensorEntry, dtype: DType, value: &'a mut Arc<Tensor>) -> Result<&'a mut [T], EngineError> {
     // Shared only where a graph passes an input through unchanged; then, and only then, this copies.
-    let view = Arc::make_mut(value).to_plain_array_view_mut::<T>().map_err(|_| dtype_error(entry, dtype))?;
-    view.into_slice().ok_or_else(|| dtype_error(entry, dtype))
+    let view = Arc::make_mut(value).to_plain_array_view_mut::<T>().map_err(|_| wrong_type(entry, dtype))?;
+    view.into_slice().ok_or_else(|| wrong_type(entry, dtype))
 }
 
 fn slice<'a, T: Datum>(entry: &TensorEntry, dtype: DType, value: Option<&'a Arc<Tensor>>) -> Result<&'a [T], EngineError> {
     let value = value.ok_or_else(|| EngineError::NotRun { name: entry.name.clone() })?;
-    let plain = value.try_as_plain_ram().map_err(|_| dtype_error(entry, dtype))?;
-    plain.as_slice::<T>().map_err(|_| dtype_error(entry, dtype))
+    let plain = value.try_as_plain_ram().map_err(|_| wrong_type(entry, dtype))?;
+    plain.as_slice::<T>().map_err(|_| wrong_type(entry, dtype))
 }
 
 /// An error with its causes on one line.

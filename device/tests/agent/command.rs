@@ -24,7 +24,7 @@ impl Place {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sa-agent"));
         command.args(arguments).current_dir(self.dir.path()).stdin(Stdio::null());
-        for name in ["SA_BUNDLE", "SA_CONFIG", "SA_ENGINE", "SA_THREADS", "SA_TOOLS"] {
+        for name in ["SA_BUNDLE", "SA_CONFIG", "SA_DEVICE", "SA_ENGINE", "SA_ORT_LIBRARY", "SA_THREADS", "SA_TOOLS", "ORT_DYLIB_PATH"] {
             command.env_remove(name);
         }
         command
@@ -155,7 +155,9 @@ fn usage_and_places() {
     for (arguments, code, part) in [
         (&["talk", "--bundle", "bundle"][..], 2, "--input"),
         (&["talk", "--input", "q.wav"], 2, "which bundle"),
-        (&["talk", "--bundle", "bundle", "--input", "q.wav", "--engine", "ort"], 2, "no engine `ort`"),
+        (&["talk", "--bundle", "bundle", "--input", "q.wav", "--engine", "onnx"], 2, "no engine `onnx`"),
+        (&["talk", "--bundle", "bundle", "--input", "q.wav", "--device", "gpu"], 2, "no device `gpu`"),
+        (&["talk", "--bundle", "bundle", "--input", "q.wav", "--engine", "tract", "--device", "cuda"], 3, "--engine ort"),
         (&["talk", "--bundle", "bundle", "--input", "q.wav", "q.wav", "--output", "a.wav"], 2, "--output-dir"),
         (&["talk", "--bundle", "bundle", "--input", "q.wav", "--outptu", "a.wav"], 2, "--output"),
         (&["talk", "--bundle", "bundle", "--input", "q.wav", "--threads", "0"], 2, "threads"),
@@ -193,6 +195,63 @@ fn settings_come_from_file_environment_and_flags() {
     std::fs::write(place.path("sa.toml"), "bundel = \"bundle\"").expect("writable");
     let (code, message) = place.fails(&["talk", "--config", "sa.toml", "--input", "q.wav"]);
     assert!(code == 1 && message.contains("bundel"), "{message}");
+}
+
+#[test]
+fn the_device_comes_from_file_and_environment_too() {
+    let place = Place::new(&Tiny::default());
+    std::fs::write(place.path("sa.toml"), "bundle = \"bundle\"\nengine = \"tract\"\ndevice = \"cpu:2\"\n").expect("writable");
+    let talk = ["talk", "--config", "sa.toml", "--input", "q.wav"];
+    let (code, message) = place.fails(&talk);
+    assert!(code == 3 && message.contains("tract cannot run on cpu:2"), "{code} {message}");
+    assert!(place.command(&talk).env("SA_DEVICE", "cpu").output().expect("starts").status.success(), "the environment is above the file");
+    std::fs::write(place.path("sa.toml"), "bundle = \"bundle\"\ndevice = \"gpu\"\n").expect("writable");
+    let (code, message) = place.fails(&talk);
+    assert!(code == 1 && message.contains("no device `gpu`"), "{code} {message}");
+}
+
+/// Every way in which a library cannot be used has its message; none of them is a panic.
+#[cfg(feature = "ort")]
+#[test]
+fn libraries_that_cannot_be_used_are_told() {
+    let place = Place::new(&Tiny::default());
+    let version = |version: &str| {
+        format!(
+            "struct base {{ const void *(*api)(unsigned); const char *(*version)(void); }};\n\
+             static const void *api(unsigned v) {{ return 0; }}\nstatic const char *version(void) {{ return \"{version}\"; }}\n\
+             const struct base *OrtGetApiBase(void) {{ static struct base b = {{ api, version }}; return &b; }}\n"
+        )
+    };
+    for (name, source) in [("other.so", "int other(void) { return 1; }\n".to_owned()), ("old.so", version("1.16.3"))] {
+        std::fs::write(place.path("library.c"), source).expect("writable");
+        let built = Command::new("cc").args(["-shared", "-fPIC", "-o", name, "library.c"]).current_dir(place.dir.path()).status();
+        assert!(built.expect("the linker of every Rust program is there").success());
+    }
+    std::fs::write(place.path("text.so"), "version https://git-lfs.github.com/spec/v1").expect("writable");
+    std::fs::write(place.path("short.so"), b"\x7fELF").expect("writable");
+    let machine = if cfg!(target_arch = "x86_64") { 183u16 } else { 62 };
+    let mut foreign = std::fs::read(place.path("other.so")).expect("there");
+    foreign[18..20].copy_from_slice(&machine.to_le_bytes());
+    std::fs::write(place.path("foreign.so"), foreign).expect("writable");
+    std::fs::create_dir(place.path("folder")).expect("writable");
+    let talk = ["talk", "--bundle", "bundle", "--input", "q.wav", "--engine", "ort"];
+    for (library, part) in [
+        ("none.so", "there is no file none.so"),
+        ("folder", "there is no libonnxruntime.so in the folder folder"),
+        ("text.so", "no ELF header"),
+        ("short.so", "is no shared library"),
+        ("foreign.so", "processors, this program is for"),
+        ("other.so", "not ONNX Runtime"),
+        ("old.so", "is version 1.16.3, which is too old"),
+    ] {
+        let (code, message) = place.fails(&[&talk[..], &["--ort-library", library]].concat());
+        let fits = message.contains(part) && message.contains("--ort-library") && message.lines().count() == 1;
+        assert!(code == 1 && fits, "{library}: {code} {message}");
+        let output = place.command(&talk).env("ORT_DYLIB_PATH", library).output().expect("starts");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), message, "by the environment");
+    }
+    // A bundle that tract runs does not ask for the library at all.
+    assert!(place.run(&["talk", "--bundle", "bundle", "--input", "q.wav", "--ort-library", "none.so"]).status.success());
 }
 
 #[test]

@@ -1,9 +1,15 @@
-//! The runtime on the real engine, with bundles of random weights in tiny sizes that obey the contract.
+//! The runtime on its real engines, with bundles of random weights in tiny sizes that obey the contract.
 //!
 //! What shipped weights say is tested in `tests/`; here it is that the machinery works whatever they say.
 
+#[macro_use]
+mod each;
+
 mod command;
 mod conversation;
+mod engines;
+mod numbers;
 mod onnx;
 mod stages;
 mod tiny;
+mod wishes;

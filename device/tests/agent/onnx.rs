@@ -40,11 +40,23 @@ impl Graph {
         name
     }
 
+    /// An operator with several outputs.
+    pub fn op_many<const N: usize>(&mut self, op: &str, inputs: &[&str]) -> [String; N] {
+        self.count += 1;
+        let names = std::array::from_fn(|output| format!("{op}.{}.{output}", self.count));
+        self.push(op, inputs, &[], &names);
+        names
+    }
+
     fn node(&mut self, op: &str, inputs: &[&str], attributes: &[(&str, Attribute)], output: &str) {
+        self.push(op, inputs, attributes, &[output.to_owned()]);
+    }
+
+    fn push(&mut self, op: &str, inputs: &[&str], attributes: &[(&str, Attribute)], outputs: &[String]) {
         self.graph.node.push(pb::NodeProto {
             input: inputs.iter().map(|i| (*i).to_owned()).collect(),
-            output: vec![output.to_owned()],
-            name: output.to_owned(),
+            output: outputs.to_vec(),
+            name: outputs[0].clone(),
             op_type: op.to_owned(),
             attribute: attributes.iter().map(|(name, value)| attribute(name, value)).collect(),
             ..Default::default()
@@ -58,6 +70,10 @@ impl Graph {
 
     pub fn i64(&mut self, values: &[i64]) -> String {
         self.constant(&[values.len()], DataType::Int64, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    pub fn i8(&mut self, shape: &[usize], values: &[i8]) -> String {
+        self.constant(shape, DataType::Int8, values.iter().map(|v| v.cast_unsigned()).collect())
     }
 
     /// A weight of random values in -1..1.

@@ -1,15 +1,21 @@
-//! Streaming equals offline, reset equals fresh, caches are a matter of length: on tract.
+//! Streaming equals offline, reset equals fresh, caches are a matter of length: on each engine.
 
-use sa_device::bundle::StageName;
-use sa_device::engine::{self, Engine, EngineError, Tract, Values};
+use sa_device::engine::Engine;
 use sa_device::stage::{Decoder, Lm, LmInput, StageError, Tokenizer};
 
 use super::tiny::{CONTEXT, K, Tiny, bundle, noise};
 
-#[test]
-fn units_do_not_depend_on_how_audio_is_cut() {
+on_each_engine!(
+    units_do_not_depend_on_how_audio_is_cut,
+    speech_does_not_depend_on_how_units_are_cut,
+    the_decoder_looks_two_units_ahead,
+    the_cache_is_a_matter_of_length,
+    groups_of_any_size,
+);
+
+fn units_do_not_depend_on_how_audio_is_cut(engine: &dyn Engine) {
     let (_dir, bundle) = bundle(&Tiny::default());
-    let mut tokenizer = Tokenizer::open(&Tract, &bundle).expect("loads");
+    let mut tokenizer = Tokenizer::open(engine, &bundle).expect("loads");
     let audio = noise(17_000);
     let whole = tokenizer.forward(&audio).expect("runs");
     assert_eq!(whole.len(), 17_000usize.div_ceil(640));
@@ -28,10 +34,9 @@ fn units_do_not_depend_on_how_audio_is_cut() {
     assert!(tokenizer.forward(&[]).expect("runs").is_empty());
 }
 
-#[test]
-fn speech_does_not_depend_on_how_units_are_cut() {
+fn speech_does_not_depend_on_how_units_are_cut(engine: &dyn Engine) {
     let (_dir, bundle) = bundle(&Tiny::default());
-    let mut decoder = Decoder::open(&Tract, &bundle).expect("loads");
+    let mut decoder = Decoder::open(engine, &bundle).expect("loads");
     for count in [0usize, 1, 2, 3, 8, 31] {
         let units: Vec<u32> = (0..count as u32).map(|i| (i * 5 + i * i) % K as u32).collect();
         let whole = decoder.forward(&units).expect("runs");
@@ -44,7 +49,7 @@ fn speech_does_not_depend_on_how_units_are_cut() {
             decoder.flush(&mut samples).expect("runs");
             assert_eq!(samples, whole, "{count} units in pieces of {size}");
         }
-        let mut fresh = Decoder::open(&Tract, &bundle).expect("loads");
+        let mut fresh = Decoder::open(engine, &bundle).expect("loads");
         assert_eq!(fresh.forward(&units).expect("runs"), whole, "used equals fresh");
     }
     let error = decoder.step(&[K as u32 + 1], &mut Vec::new()).expect_err("no such unit");
@@ -52,10 +57,9 @@ fn speech_does_not_depend_on_how_units_are_cut() {
 }
 
 /// The look-ahead is two units: a change there changes the sound two units before, and none earlier.
-#[test]
-fn the_decoder_looks_two_units_ahead() {
+fn the_decoder_looks_two_units_ahead(engine: &dyn Engine) {
     let (_dir, bundle) = bundle(&Tiny::default());
-    let mut decoder = Decoder::open(&Tract, &bundle).expect("loads");
+    let mut decoder = Decoder::open(engine, &bundle).expect("loads");
     let mut units = vec![3u32; 12];
     let before = decoder.forward(&units).expect("runs");
     units[9] = 5;
@@ -65,10 +69,9 @@ fn the_decoder_looks_two_units_ahead() {
     assert!((7 * 640 - 240..7 * 640 + 160).contains(&first), "the first difference is at sample {first}");
 }
 
-#[test]
-fn the_cache_is_a_matter_of_length() {
+fn the_cache_is_a_matter_of_length(engine: &dyn Engine) {
     let (_dir, bundle) = bundle(&Tiny { script: &[], ..Tiny::default() });
-    let mut lm = Lm::open(&Tract, &bundle).expect("loads");
+    let mut lm = Lm::open(engine, &bundle).expect("loads");
     let sequence = |lm: &mut Lm, tail: u32| {
         lm.step(LmInput::Token(1)).expect("runs");
         lm.step(LmInput::Group(&[1, 2, 3, 4])).expect("runs");
@@ -101,39 +104,14 @@ fn the_cache_is_a_matter_of_length() {
     assert!(lm.step(LmInput::Group(&[0, 0, 0, 0, 0])).is_err(), "more units than a group has");
 }
 
-#[test]
-fn groups_of_any_size() {
+fn groups_of_any_size(engine: &dyn Engine) {
     for group in [1, 3, 5] {
         let (_dir, bundle) = bundle(&Tiny { group, ..Tiny::default() });
-        let mut lm = Lm::open(&Tract, &bundle).expect("loads");
+        let mut lm = Lm::open(engine, &bundle).expect("loads");
         lm.step(LmInput::Token(1)).expect("runs");
         let mut units = Vec::new();
         lm.next_group(&mut units).expect("runs");
         assert_eq!(units.len(), group);
         assert!(units.iter().all(|unit| *unit <= K as u32));
     }
-}
-
-#[test]
-fn graphs_that_are_not_as_declared_are_refused() {
-    let (_dir, bundle) = bundle(&Tiny::default());
-    let path = bundle.graph_path(StageName::Head).expect("it has a head");
-    let declared = bundle.manifest().stage.require(StageName::Head).expect("it has a head").clone();
-    let mut session = Tract.load(&path, &declared).expect("as declared");
-    let hidden = Values::F32(vec![0.5; 16]);
-    let outputs = engine::run_by_name(&mut *session, &[("hidden", hidden)]).expect("runs");
-    assert!(matches!(&outputs[..], [(name, Values::F32(values))] if name == "unit_logits" && values.len() == 4 * (K + 1)));
-    let wrong = engine::run_by_name(&mut *session, &[("hidden", Values::F32(vec![0.5; 3]))]);
-    assert!(matches!(wrong, Err(EngineError::Input { .. })));
-    assert!(matches!(session.i64_input(0), Err(EngineError::Type { .. })));
-
-    let mut other = declared.clone();
-    other.inputs[0].name = "x".into();
-    assert!(matches!(Tract.load(&path, &other), Err(EngineError::Declared { .. })));
-    let mut other = declared.clone();
-    other.outputs[0].shape[1] = 5;
-    assert!(matches!(Tract.load(&path, &other), Err(EngineError::Declared { .. })));
-    std::fs::write(&path, b"not a graph").expect("writable");
-    assert!(matches!(Tract.load(&path, &declared), Err(EngineError::Load { .. })));
-    assert!(engine::by_name("ort").is_err_and(|e| e.to_string().contains("tract")));
 }

@@ -3,6 +3,7 @@
 mod bad_input;
 mod bundles;
 mod conversation;
+mod engines;
 mod layers;
 mod resources;
 mod streaming;

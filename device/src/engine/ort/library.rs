@@ -1,0 +1,228 @@
+//! Finds the shared library of ONNX Runtime and loads it, once in a process.
+//!
+//! The `ort` crate panics when it has to load a library by itself and cannot; therefore nothing of it is used before
+//! [`load`] has succeeded. The dynamic loader says "No such file" of a library for another processor; therefore the
+//! file's header is read first.
+
+use std::env::consts::ARCH;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use ::ort::LoadDynamicError;
+use ::ort::environment::Environment;
+
+use crate::engine::EngineError;
+
+const NAME: &str = "libonnxruntime.so";
+const ADVICE: &str = "get libonnxruntime.so, version 1.17 or later, for this processor (from \
+    https://github.com/microsoft/onnxruntime/releases, or out of the wheel that `pip download onnxruntime` fetches, in \
+    onnxruntime/capi) and name it with --ort-library FILE, SA_ORT_LIBRARY or ORT_DYLIB_PATH";
+
+/// What the process has loaded. It stays: the library cannot be unloaded safely.
+static LOADED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
+
+/// Loads the library: the one that is wished for, else the one that `ORT_DYLIB_PATH` names, else the first that fits in
+/// the usual places. A folder stands for the library in it. Returns its path.
+///
+/// # Errors
+/// [`EngineError::Library`], with what was tried and what to do.
+pub fn load(wished: Option<&Path>) -> Result<(PathBuf, Environment), EngineError> {
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    let named = wished.map(Path::to_owned).or_else(|| std::env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()).map(PathBuf::from));
+    if let Some((path, environment)) = &*loaded {
+        // One a process: a second wish is met only if it is for the same.
+        return match named.as_deref().map(resolve).transpose()? {
+            Some(other) if other != *path => {
+                Err(error(format!("{} cannot be loaded: this process already uses {}", other.display(), path.display())))
+            }
+            _ => Ok((path.clone(), environment.clone())),
+        };
+    }
+    let (path, environment) = match named {
+        Some(named) => open(&named)?,
+        None => search(&places())?,
+    };
+    *loaded = Some((path.clone(), environment.clone()));
+    Ok((path, environment))
+}
+
+/// The first library in these folders that can be loaded.
+fn search(places: &[PathBuf]) -> Result<(PathBuf, Environment), EngineError> {
+    let mut unfit = Vec::new();
+    for candidate in places.iter().flat_map(|place| libraries(place)) {
+        match open(&candidate) {
+            Ok(opened) => return Ok(opened),
+            Err(error) => unfit.push(error.to_string()),
+        }
+    }
+    if unfit.is_empty() {
+        let places: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
+        return Err(error(format!("there is none in {}: {ADVICE}", places.join(", "))));
+    }
+    Err(error(format!("none that was found can be used: {}", unfit.join("; "))))
+}
+
+fn open(named: &Path) -> Result<(PathBuf, Environment), EngineError> {
+    let path = resolve(named)?;
+    check_header(&path)?;
+    let builder = ::ort::init_from(&path).map_err(|e| match e {
+        LoadDynamicError::BadVersion { version_str, .. } => {
+            error(format!("{} is version {version_str}, which is too old: {ADVICE}", path.display()))
+        }
+        LoadDynamicError::MissingApi { .. } => {
+            error(format!("{} is a library, but not ONNX Runtime (it has no OrtGetApiBase): {ADVICE}", path.display()))
+        }
+        LoadDynamicError::Dlopen { error: e, .. } => {
+            let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+            error(format!("{} cannot be loaded: {cause}; what it depends on must be installed as well", path.display()))
+        }
+        other => error(format!("{}: {other}", path.display())),
+    })?;
+    // No telemetry: nothing here reports to anyone.
+    let environment = builder.with_name("sa").with_telemetry(false).build();
+    let environment = environment.map_err(|e| error(format!("{} does not start: {e}", path.display())))?;
+    Ok((path, environment))
+}
+
+/// The file that a path means: itself, or the newest library in the folder that it is. Links are followed, so that one
+/// file has one name.
+fn resolve(named: &Path) -> Result<PathBuf, EngineError> {
+    let file = if named.is_dir() {
+        let newest = libraries(named).into_iter().next();
+        newest.ok_or_else(|| error(format!("there is no {NAME} in the folder {}: {ADVICE}", named.display())))?
+    } else {
+        named.to_owned()
+    };
+    file.canonicalize().map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => error(format!("there is no file {}: {ADVICE}", file.display())),
+        _ => error(format!("cannot read {}: {e}", file.display())),
+    })
+}
+
+/// `libonnxruntime.so` and `libonnxruntime.so.1.x` of a folder, highest version first.
+fn libraries(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut found: Vec<(Vec<u32>, PathBuf)> = entries
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let rest = path.file_name()?.to_str()?.strip_prefix(NAME)?;
+            let version = rest.split('.').skip(1).map(|part| part.parse().ok()).collect::<Option<Vec<u32>>>()?;
+            (rest.is_empty() || rest.starts_with('.')).then_some((version, path))
+        })
+        .collect();
+    found.sort();
+    found.into_iter().rev().map(|(_, path)| path).collect()
+}
+
+/// Folders of the program, of the dynamic loader, and where people unpack it.
+fn places() -> Vec<PathBuf> {
+    let mut places = Vec::new();
+    let program = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.to_owned()));
+    if let Some(beside) = program {
+        let folders = [beside.clone(), beside.join("lib"), beside.join("../lib")];
+        places.extend(folders);
+    }
+    if let Some(paths) = std::env::var_os("LD_LIBRARY_PATH") {
+        places.extend(std::env::split_paths(&paths).filter(|path| path.is_absolute()));
+    }
+    places.push("/usr/local/lib".into());
+    places.push(format!("/usr/lib/{ARCH}-linux-gnu").into());
+    places.extend(["/usr/lib64", "/usr/lib", "/opt/onnxruntime/lib"].map(PathBuf::from));
+    places
+}
+
+/// Is the file a shared library for this processor?
+fn check_header(path: &Path) -> Result<(), EngineError> {
+    let mut header = [0; 20];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    if let Err(e) = read {
+        if e.kind() != std::io::ErrorKind::UnexpectedEof {
+            return Err(error(format!("cannot read {}: {e}", path.display())));
+        }
+        return Err(error(format!("{} is no shared library (it is {} bytes long at most): {ADVICE}", path.display(), header.len())));
+    }
+    let [0x7f, b'E', b'L', b'F', class, order, ..] = header else {
+        return Err(error(format!("{} is no shared library (no ELF header): {ADVICE}", path.display())));
+    };
+    let half = |at: usize| {
+        let bytes = [header[at], header[at + 1]];
+        if order == 2 { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) }
+    };
+    let found = processor(class, half(18));
+    if found != ARCH {
+        return Err(error(format!("{} is for {found} processors, this program is for {ARCH}: {ADVICE}", path.display())));
+    }
+    const SHARED: u16 = 3;
+    if half(16) != SHARED {
+        return Err(error(format!("{} is an ELF file, but no shared library: {ADVICE}", path.display())));
+    }
+    Ok(())
+}
+
+/// The name that Rust gives to an ELF machine.
+fn processor(class: u8, machine: u16) -> String {
+    let name = match (machine, class) {
+        (62, 2) => "x86_64",
+        (183, 2) => "aarch64",
+        (3, 1) => "x86",
+        (40, 1) => "arm",
+        (243, 2) => "riscv64",
+        (21, 2) => "powerpc64",
+        (22, 2) => "s390x",
+        (258, 2) => "loongarch64",
+        _ => return format!("other (ELF machine {machine})"),
+    };
+    name.to_owned()
+}
+
+fn error(message: String) -> EngineError {
+    EngineError::Library { message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_library_of_a_folder_comes_first() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        for name in
+            ["libonnxruntime.so", "libonnxruntime.so.1.9.0", "libonnxruntime.so.1.17", "libonnxruntime.so.1.17.1", "libonnxruntime.sox"]
+        {
+            std::fs::write(dir.path().join(name), "").expect("writable");
+        }
+        std::fs::write(dir.path().join("libonnxruntime_providers_shared.so"), "").expect("writable");
+        let names: Vec<String> = libraries(dir.path()).iter().filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect();
+        assert_eq!(names, ["libonnxruntime.so.1.17.1", "libonnxruntime.so.1.17", "libonnxruntime.so.1.9.0", "libonnxruntime.so"]);
+        assert!(libraries(Path::new("/none")).is_empty());
+    }
+
+    #[test]
+    fn places_without_a_library_are_listed() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let nothing = search(&[dir.path().to_owned(), "/none".into()]).expect_err("nothing there").to_string();
+        assert!(nothing.contains(&dir.path().display().to_string()) && nothing.contains("--ort-library"), "{nothing}");
+        std::fs::write(dir.path().join(NAME), "text, and more than twenty bytes of it").expect("writable");
+        let unfit = search(&[dir.path().to_owned()]).expect_err("not a library").to_string();
+        assert!(unfit.contains("no ELF header"), "{unfit}");
+    }
+
+    #[test]
+    fn headers_tell_processors() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("library.so");
+        let check = |class: u8, kind: u16, machine: u16| {
+            let mut bytes = vec![0x7f, b'E', b'L', b'F', class, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend(machine.to_le_bytes());
+            std::fs::write(&path, bytes).expect("writable");
+            check_header(&path).map_err(|e| e.to_string())
+        };
+        let (own, foreign, name) = if ARCH == "x86_64" { (62, 183, "aarch64") } else { (183, 62, "x86_64") };
+        assert_eq!(check(2, 3, own), Ok(()));
+        assert!(check(2, 3, foreign).is_err_and(|e| e.contains(&format!("is for {name} processors, this program is for {ARCH}"))));
+        assert!(check(1, 3, 40).is_err_and(|e| e.contains("is for arm")));
+        assert!(check(2, 2, own).is_err_and(|e| e.contains("but no shared library")));
+    }
+}

@@ -1,0 +1,60 @@
+//! The shipped agent on the second engine.
+//!
+//! Ignored, and counted as such, until `tests/run.sh` has a library of ONNX Runtime and names it in `SA_ORT_LIBRARY`.
+
+mod on_ort {
+    use std::path::PathBuf;
+
+    use anyhow::{Context, Result, ensure};
+    use sa_tests::{Outcome, Talk, samples};
+    use serde_json::Value;
+
+    /// Of the sample questions, so many percent must be heard, called and answered alike. Not all: where two words are
+    /// about equally likely, the last bit of an 8-bit product decides.
+    const ALIKE_PERCENT: usize = 90;
+
+    fn library() -> Result<PathBuf> {
+        std::env::var_os("SA_ORT_LIBRARY").map(PathBuf::from).context("SA_ORT_LIBRARY names no library")
+    }
+
+    /// All samples, each by itself.
+    fn ask(flags: &[&str], device: &str) -> Result<Outcome> {
+        let folder = tempfile::tempdir()?;
+        let mut talk =
+            Talk::new().output_dir(folder.path()).environment("SA_ORT_LIBRARY", &library()?).environment("SA_DEVICE", device.as_ref());
+        for flag in flags {
+            talk = talk.flag(flag);
+        }
+        for sample in samples()? {
+            talk = talk.input(&sample.wav);
+        }
+        talk.flag("--fresh").run()?.succeeded()
+    }
+
+    #[test]
+    #[ignore = "needs ONNX Runtime in SA_ORT_LIBRARY"]
+    fn both_engines_give_the_same_answers() -> Result<()> {
+        let (tract, ort) = (ask(&["--engine", "tract"], "cpu")?, ask(&["--engine", "ort"], "cpu")?);
+        ensure!(tract.of_kind("ready")?[0]["engine"] == "tract" && ort.of_kind("ready")?[0]["engine"] == "ort", "{}", ort.brief());
+        let words = |turn: &Value| (turn["transcript"].clone(), turn["reply_text"].clone(), turn["calls"].clone());
+        let (tract, ort) = (tract.of_kind("turn")?, ort.of_kind("turn")?);
+        ensure!(tract.len() == ort.len() && !tract.is_empty(), "{} and {} turns", tract.len(), ort.len());
+        let alike = tract.iter().zip(&ort).filter(|(tract, ort)| words(tract) == words(ort)).count();
+        for (tract, ort) in tract.iter().zip(&ort).filter(|(tract, ort)| words(tract) != words(ort)) {
+            println!("tract: {} → {}; ort: {} → {}", tract["transcript"], tract["reply_text"], ort["transcript"], ort["reply_text"]);
+        }
+        println!("{alike} of {} alike", tract.len());
+        ensure!(alike * 100 >= tract.len() * ALIKE_PERCENT, "{alike} of {} questions are answered alike", tract.len());
+        Ok(())
+    }
+
+    /// `cpu:2` asks for threads that tract does not have, and gets ONNX Runtime.
+    #[test]
+    #[ignore = "needs ONNX Runtime in SA_ORT_LIBRARY"]
+    fn two_threads_are_onnx_runtimes() -> Result<()> {
+        let outcome = ask(&[], "cpu:2")?;
+        ensure!(outcome.of_kind("ready")?[0]["engine"] == "ort", "tract has one thread");
+        ensure!(outcome.of_kind("turn")?.len() == samples()?.len(), "{}", outcome.brief());
+        Ok(())
+    }
+}
