@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 SA_CACHE=${SA_CACHE:-${HOME:-/var/tmp}/.cache/sa}
 PYTHON=$SA_CACHE/judge-venv/bin/python
 ONNX_PYTHON=$SA_CACHE/onnx-venv/bin/python
+REFERENCE_PYTHON=$SA_CACHE/reference-venv/bin/python
 # The second engine's library is no part of the repository: one that is named, or the one inside the Python wheel.
 if [ -z "${SA_ORT_LIBRARY:-}" ]; then
   SA_ORT_LIBRARY=$(ls "$SA_CACHE"/onnx-venv/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.1.* 2>/dev/null | head -n 1)
@@ -50,6 +51,13 @@ if [ -x "$PYTHON" ]; then
 else
   ignored=$((ignored + 2))
   echo "left out: the two tests that need pocketsphinx (tests/setup.sh test says why it is not there)"
+fi
+
+if [ -x "$REFERENCE_PYTHON" ]; then
+  check "imported HuBERTs compute what transformers does" "$REFERENCE_PYTHON" tests/reference/hubert.py --bin "${CARGO_TARGET_DIR:-target}/debug"
+else
+  ignored=$((ignored + 1))
+  echo "left out: imported checkpoints against transformers (tests/setup.sh test says why it is not there)"
 fi
 
 if [ -x "$ONNX_PYTHON" ]; then

@@ -7,6 +7,9 @@ SA_CACHE=${SA_CACHE:-${HOME:-/var/tmp}/.cache/sa}
 VENV=$SA_CACHE/judge-venv
 POCKETSPHINX=5.1.1
 ONNX_VENV=$SA_CACHE/onnx-venv
+REFERENCE_VENV=$SA_CACHE/reference-venv
+# NumPy 1, for which Debian's PyTorch was built.
+REFERENCE="numpy==1.26.4 transformers==4.47.1 scikit-learn==1.5.2 joblib==1.6.0 onnxruntime==1.20.1"
 ONNX="onnxruntime==1.31.1 onnx==1.23.2"
 
 command -v cargo >/dev/null || { echo "setup: no cargo; Rust 1.95 or newer is assumed (https://rustup.rs)" >&2; exit 1; }
@@ -38,6 +41,25 @@ if { [ "$wanted" = test ] || [ "$wanted" = train ]; } && [ "$(cat "$VENV/install
   else
     rm -rf "$VENV"
     echo "setup: no pocketsphinx (is PyPI reachable?); tests that listen to the agent's speech will be left out, and say so" >&2
+  fi
+fi
+
+# The reference implementations: Debian's PyTorch (on the CPU; PyPI has it with gigabytes of CUDA only) under transformers.
+if [ "$wanted" = test ] && [ "$(cat "$REFERENCE_VENV/installed" 2>/dev/null)" != "$REFERENCE" ]; then
+  echo "setup: installing python3-torch (Debian) and $REFERENCE (what imported checkpoints are held against) into $REFERENCE_VENV"
+  rm -rf "$REFERENCE_VENV"
+  mkdir -p "$SA_CACHE"
+  as_root=
+  [ "$(id -u)" = 0 ] || as_root=sudo
+  # unquoted: several packages
+  if { /usr/bin/python3 -c 'import torch, ensurepip' 2>/dev/null || {
+    $as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends python3-torch python3-venv >/dev/null
+  }; } && /usr/bin/python3 -m venv --system-site-packages "$REFERENCE_VENV" &&
+    "$REFERENCE_VENV/bin/pip" install -q --disable-pip-version-check $REFERENCE; then
+    echo "$REFERENCE" >"$REFERENCE_VENV/installed"
+  else
+    rm -rf "$REFERENCE_VENV"
+    echo "setup: no PyTorch or transformers (are Debian's archive and PyPI reachable?); the tests against them will be left out, and say so" >&2
   fi
 fi
 

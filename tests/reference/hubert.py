@@ -267,10 +267,18 @@ def check_refusals(case, binaries, folder):
     print("refused: code in pickles, a truncated file, a missing tensor, wrong shapes, another architecture, no file")
 
 
+def check_damage(cases, binaries, seconds):
+    """Readers on damaged files; one file of each kind."""
+    files = [cases["base"].kmeans, cases["with-a-head"].kmeans, cases["base"].path / "config.json", cases["base"].path / "model.safetensors"]
+    files += [cases["large"].path / "pytorch_model.bin", cases["fairseq"].path, cases["fairseq-old"].path]
+    print(run(binaries / "fuzz", "--seconds", seconds, *files).stdout.replace(str(cases["base"].folder.parent) + "/", ""), end="")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--bin", type=Path, required=True)
     parser.add_argument("--only")
+    parser.add_argument("--fuzz-seconds", type=int, default=60)
     options = parser.parse_args()
     engines = [[]]
     cases = {
@@ -279,15 +287,18 @@ def main():
     }
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
+        made = {}
         for name, sizes in cases.items():
             if options.only not in (None, name):
                 continue
-            case = Case(scratch, name, sizes)
+            case = made[name] = Case(scratch, name, sizes)
             check_offline(case, options.bin, engines)
             if name in ("base", "large", "mhubert-25hz"):
                 check_streaming(case, options.bin)
             if name == "base":
                 check_refusals(case, options.bin, scratch)
+        if options.only is None:
+            check_damage(made, options.bin, options.fuzz_seconds)
     print("HuBERT: all layouts agree with transformers")
 
 

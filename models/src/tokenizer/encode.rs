@@ -28,6 +28,8 @@ use crate::corpus::{self, Augment, Corpus, Split};
 use crate::train::checkpoint::{CheckpointError, write_atomically};
 use crate::train::step_rng;
 
+/// Version of the folder of units. 2: questions are moved by the tokenizer's lag too, not only replies.
+const MANIFEST_VERSION: u32 = 2;
 /// Utterances of one shard.
 const SHARD: usize = 1_000;
 /// Padded seconds of one batch.
@@ -100,7 +102,7 @@ pub fn encode_corpus(
     let path = checkpoint.join("model.safetensors");
     let weights = fs::read(&path).map_err(|source| UnitsError::Io { what: "read", path, source })?;
     let hash: String = Sha256::digest(&weights).iter().map(|byte| format!("{byte:02x}")).collect();
-    let manifest = Manifest { version: 1, units: config.units, checkpoint_sha256: hash, lag: config.lag };
+    let manifest = Manifest { version: MANIFEST_VERSION, units: config.units, checkpoint_sha256: hash, lag: config.lag };
     let path = output.join("units.json");
     if path.exists() {
         if read_json::<Manifest>(&path)? != manifest {
