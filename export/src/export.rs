@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use sa_device::bundle::{Bundle, BundleWriter, FORMAT_VERSION, FileEntry, Layout, Manifest, StageName, Stages};
 use sa_device::vocabulary::SPECIALS;
 use sa_models::lm::config::Layout as TrainedLayout;
@@ -19,6 +19,7 @@ use crate::prove::{self, FP32_BUDGET};
 use crate::report::{Report, StageReport};
 use crate::runner::Runner;
 use crate::samples::Samples;
+use crate::tokenizer::progress;
 
 /// Least share of equal units of a quantised tokenizer: the bar is 98 %, and the samples are few.
 pub const TOKENIZER_BUDGET: f64 = 0.985;
@@ -45,6 +46,12 @@ impl Choice {
     pub fn int8_products() -> Self {
         use Precision::{Fp16, Fp32, Int8, Int8Weights};
         Self { candidates: vec![Int8, Int8Weights, Fp16, Fp32], named: false, reason: "8-bit products, faster than fp32 here" }
+    }
+
+    /// What `--int8` means for a network of convolutions, of which neither engine computes any in 8 bits faster.
+    pub fn convolutions() -> Self {
+        use Precision::{Fp16, Fp32};
+        Self { candidates: vec![Fp16, Fp32], named: false, reason: "convolutions gain nothing from 8 bits; half precision on disk" }
     }
 
     /// Exactly this form.
@@ -108,7 +115,7 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
         std::fs::create_dir_all(parent).with_context(|| format!("making the folder {}", parent.display()))?;
     }
     let writer = BundleWriter::create(&options.output)?;
-    let mut exporter = Exporter { checkpoint: &checkpoint, samples: &samples, options, progress: progress() };
+    let mut exporter = Exporter { checkpoint: &checkpoint, samples: &samples, options, progress: progress(12) };
     let (stages, report) = exporter.run()?;
     for stage in &stages {
         writer.add(&stage.file(), &stage.onnx)?;
@@ -138,12 +145,6 @@ fn check_paths(checkpoint: &Path, output: &Path) -> Result<()> {
     ensure!(!target.starts_with(&input), "the output lies inside the checkpoint: choose a folder beside it for --output");
     ensure!(!input.starts_with(&target), "the checkpoint lies inside the output, which would be replaced: choose another --output");
     Ok(())
-}
-
-fn progress() -> ProgressBar {
-    let bar = ProgressBar::new(12);
-    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} ({elapsed})");
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 struct Exporter<'a> {

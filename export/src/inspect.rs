@@ -94,8 +94,11 @@ fn run_once(bundle: &Bundle, name: StageName, runner: &mut Runner, step: usize) 
             runner.step(&[("hidden", &vec![0.1; width])], &[])?.f32("unit_logits")?
         }
         StageName::Decoder => {
-            let outputs = runner.step(&[], &[("units", &vec![step as i64; entry.chunk])])?;
-            [outputs.f32("log_magnitude")?, outputs.f32("phase")?].concat()
+            let outputs = runner.step(&[], &[("units", &vec![step.min(manifest.k) as i64; entry.chunk])])?;
+            match entry.output("audio") {
+                Some(_) => outputs.f32("audio")?,
+                None => [outputs.f32("log_magnitude")?, outputs.f32("phase")?].concat(),
+            }
         }
     };
     ensure!(outputs.iter().all(|x| x.is_finite()), "an output is not finite");

@@ -8,10 +8,11 @@
 //! - [`weights`], [`checkpoint`]: reading, with errors that name what is wrong. [`import`]: public checkpoints.
 //! - [`graphs`]: the four graphs of a bundle.
 //! - [`runner`]: a graph on the engine. [`prove`], [`compare`]: what is held against what.
-//! - [`export`]: all of it in order. [`tokenizer`]: a public HuBERT alone. [`report`]: the figures. [`inspect`]: looking at a bundle.
+//! - [`export`]: all of it in order. [`tokenizer`], [`decoder`]: a public HuBERT or HiFi-GAN alone. [`report`]: the figures. [`inspect`]: looking at a bundle.
 
 pub mod checkpoint;
 pub mod compare;
+pub mod decoder;
 pub mod export;
 pub mod graphs;
 pub mod import;

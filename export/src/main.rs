@@ -10,14 +10,14 @@ use sa_device::bundle::{BundleError, StageName};
 use sa_export::export::{BeyondBudget, Choice, Options, export};
 use sa_export::inspect;
 use sa_export::onnx::Precision;
-use sa_export::tokenizer;
+use sa_export::{decoder, tokenizer};
 
 /// Turns a checkpoint into a bundle of streaming ONNX graphs, and proves each graph against its network.
 ///
 /// Exit codes: 0 done, 1 failed, 2 usage, 4 bundle invalid, 5 beyond budget (a graph differs too much).
 #[derive(Parser)]
 #[command(name = "sa-export", version, max_term_width = 100)]
-#[command(group(ArgGroup::new("mode").required(true).args(["checkpoint", "hubert", "inspect", "verify"])))]
+#[command(group(ArgGroup::new("mode").required(true).args(["checkpoint", "hubert", "hifigan", "inspect", "verify"])))]
 struct Cli {
     /// Checkpoint folder: tokenizer/, decoder/, lm/, vocabulary.txt
     #[arg(long, value_name = "DIR", requires = "output")]
@@ -34,13 +34,17 @@ struct Cli {
     /// With --hubert: the layer whose features the k-means knows, from 1 (the last by default; 11 for mHuBERT-25Hz)
     #[arg(long, value_name = "N", requires = "hubert")]
     layer: Option<usize>,
-    /// With --hubert: audio before the chunk that the network hears again at every step
-    #[arg(long, value_name = "MS", default_value_t = 2000.0, value_parser = milliseconds)]
-    look_back: f64,
-    /// With --hubert: audio that a step takes in
-    #[arg(long, value_name = "MS", default_value_t = 320.0, value_parser = milliseconds)]
-    chunk: f64,
-    /// With --hubert: audio after the chunk that a step waits for (the shortest that gives 95 % of the offline units by default)
+    /// A public unit HiFi-GAN to export as a streaming decoder: a folder with config.json and a generator, or the generator's file
+    #[arg(long, value_name = "PATH", requires = "output", conflicts_with = "look_back")]
+    hifigan: Option<PathBuf>,
+    /// With --hubert: audio before the chunk that the network hears again at every step (2000)
+    #[arg(long, value_name = "MS", value_parser = milliseconds)]
+    look_back: Option<f64>,
+    /// With --hubert and --hifigan: audio of a step (320 and 160 by default)
+    #[arg(long, value_name = "MS", value_parser = milliseconds)]
+    chunk: Option<f64>,
+    /// With --hubert and --hifigan: audio after the chunk that a step waits for (by default the shortest that gives 95 % of the offline
+    /// units, or spectra within half a decibel)
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     look_ahead: Option<f64>,
     /// Everything in single precision (the default)
@@ -98,12 +102,13 @@ impl Cli {
         self.name.clone().unwrap_or_else(folder)
     }
 
-    fn tokenizer_choice(&self) -> Choice {
-        let named = self.precision.iter().find(|(stage, _)| *stage == StageName::Tokenizer).map(|(_, precision)| *precision);
+    /// The forms of an imported stage; `int8` is what `--int8` alone means for it.
+    fn choice(&self, stage: StageName, int8: Choice) -> Choice {
+        let named = self.precision.iter().find(|(name, _)| *name == stage).map(|(_, precision)| *precision);
         match (named, &self.int8) {
             (Some(precision), _) => Choice::named(precision),
-            (None, Some(stages)) if stages.is_empty() => Choice::int8_products(),
-            (None, Some(stages)) if stages.contains(&StageName::Tokenizer) => Choice::named(Precision::Int8),
+            (None, Some(stages)) if stages.is_empty() => int8,
+            (None, Some(stages)) if stages.contains(&stage) => Choice::named(Precision::Int8),
             _ => Choice::fp32(),
         }
     }
@@ -153,13 +158,26 @@ fn run(cli: &Cli) -> Result<()> {
             hubert: hubert.clone(),
             kmeans: kmeans.clone(),
             layer: cli.layer,
-            look_back_ms: cli.look_back,
-            chunk_ms: cli.chunk,
+            look_back_ms: cli.look_back.unwrap_or(2000.0),
+            chunk_ms: cli.chunk.unwrap_or(320.0),
             look_ahead_ms: cli.look_ahead,
             longest_look_ahead_ms: 2000.0,
             output: output.clone(),
             samples: cli.samples.clone(),
-            choice: cli.tokenizer_choice(),
+            choice: cli.choice(StageName::Tokenizer, Choice::int8_products()),
+            name: cli.name(output),
+            licence: cli.licence.clone(),
+            provenance: cli.provenance.clone(),
+            force: cli.force,
+        })?;
+        say(&format!("{report}written: {}\n", bundle.dir().display()))?;
+    } else if let (Some(hifigan), Some(output)) = (&cli.hifigan, &cli.output) {
+        let (bundle, report) = decoder::export(&decoder::Options {
+            hifigan: hifigan.clone(),
+            chunk_ms: cli.chunk.unwrap_or(160.0),
+            look_ahead_ms: cli.look_ahead,
+            output: output.clone(),
+            choice: cli.choice(StageName::Decoder, Choice::convolutions()),
             name: cli.name(output),
             licence: cli.licence.clone(),
             provenance: cli.provenance.clone(),

@@ -91,8 +91,7 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
         std::fs::create_dir_all(parent).with_context(|| format!("making the folder {}", parent.display()))?;
     }
     let writer = BundleWriter::create(&options.output)?;
-    let bar = ProgressBar::new(6);
-    bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} ({elapsed})").unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = progress(6);
     let exporter = Exporter { hubert: &hubert, codebook: &codebook, layer, options, samples: &samples, bar: &bar };
     let (graph, report) = exporter.run()?;
     bar.finish_and_clear();
@@ -120,8 +119,14 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     Ok((writer.finish(manifest)?, report))
 }
 
+/// A bar of so many steps.
+pub(crate) fn progress(steps: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} ({elapsed})");
+    ProgressBar::new(steps).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
 /// Refuses an output that is or holds an input.
-fn refuse_overwriting(inputs: &[&Path], output: &Path) -> Result<()> {
+pub(crate) fn refuse_overwriting(inputs: &[&Path], output: &Path) -> Result<()> {
     let Ok(output) = output.canonicalize() else { return Ok(()) };
     for input in inputs {
         let input = input.canonicalize().with_context(|| format!("opening {}", input.display()))?;

@@ -114,6 +114,11 @@ impl Manifest {
         let n = units.elements().max(1);
         stage.expect(units, DType::I64, &[1, n])?;
         stage.chunk(n)?;
+        let late = self.whole_units("stage.decoder.latency_ms", entry.latency_ms, self.units_of_ms(entry.latency_ms));
+        if let Some(audio) = entry.output("audio") {
+            stage.expect(audio, DType::F32, &[1, self.samples_per_unit() * n])?;
+            return late;
+        }
         let magnitude = stage.output("log_magnitude")?;
         let [_, frames, bins] = magnitude.shape[..] else {
             return Err(stage.wrong(magnitude, "f32 [1, frames, bins]".to_owned()));
@@ -124,7 +129,7 @@ impl Manifest {
         if frames == 0 || !samples.is_multiple_of(frames) || bins < 2 || (bins - 1) * 2 < samples / frames {
             return Err(stage.wrong(magnitude, format!("frames that divide {samples} samples, with a window no shorter than the hop")));
         }
-        self.whole_units("stage.decoder.latency_ms", entry.latency_ms, self.units_of_ms(entry.latency_ms))
+        late
     }
 
     /// Checks the special tokens and the width of the text logits against the vocabulary.

@@ -9,6 +9,7 @@
 //!                  cache.* f32 [KV, C, dh] → logits f32 [1, V], hidden f32 [1, d], cache.*.new f32 [KV, 1, dh]
 //! head.onnx        hidden f32 [1, d] → unit_logits f32 [1, G, k+1]
 //! decoder.onnx     units i64 [1, n] → log_magnitude f32 [1, 4n, bins], phase f32 [1, 4n, bins]
+//!                  or, from a network that makes samples itself, → audio f32 [1, n · samples per unit]
 //! *.f32            initial states that are not zeros (optional, one file a stage)
 //! ```
 //! A bundle may hold a part of an agent, such as an imported tokenizer alone; lm, head and vocabulary go together.

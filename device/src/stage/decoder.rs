@@ -4,15 +4,15 @@ use super::{InverseStft, Stage, StageError};
 use crate::bundle::{Bundle, StageName};
 use crate::engine::Engine;
 
-/// The streaming decoder: the spectrum graph and the inverse STFT. U units give exactly U × 640 samples.
+/// The streaming decoder: the spectrum graph and the inverse STFT, or a graph that makes samples itself. U units give exactly
+/// U × 640 samples (at 25 units a second).
 pub struct Decoder {
     stage: Stage,
-    stft: InverseStft,
+    form: Form,
+    samples_per_unit: usize,
     /// Units that wait for a whole chunk.
     waiting: Vec<i64>,
     chunk: usize,
-    bins: usize,
-    frames_per_unit: usize,
     /// Units by which the graph's frames are late: its look-ahead.
     delay: usize,
     /// Units taken in since the reset.
@@ -22,21 +22,32 @@ pub struct Decoder {
     k: usize,
 }
 
+/// What the graph gives.
+enum Form {
+    Spectrum { stft: InverseStft, bins: usize, frames_per_unit: usize },
+    Audio,
+}
+
 impl Decoder {
     /// Loads the decoder of a bundle.
     pub fn open(engine: &dyn Engine, bundle: &Bundle) -> Result<Self, StageError> {
         let manifest = bundle.manifest();
         let entry = manifest.stage.require(StageName::Decoder)?;
-        let shape = entry.output("log_magnitude").map(|t| t.shape.clone()).unwrap_or_default();
-        let (frames, bins) = (shape.get(1).copied().unwrap_or(1), shape.get(2).copied().unwrap_or(2));
-        let frames_per_unit = (frames / entry.chunk).max(1);
+        let form = match entry.output("log_magnitude").map(|t| &t.shape[..]) {
+            Some([_, frames, bins]) => {
+                let frames_per_unit = (frames / entry.chunk).max(1);
+                let stft = InverseStft::new(*bins, manifest.samples_per_unit() / frames_per_unit);
+                Form::Spectrum { stft, bins: *bins, frames_per_unit }
+            }
+            // The check of the bundle has seen to it that one of the two is there.
+            _ => Form::Audio,
+        };
         Ok(Self {
             stage: Stage::open(engine, bundle, StageName::Decoder)?,
-            stft: InverseStft::new(bins, manifest.samples_per_unit() / frames_per_unit),
+            form,
+            samples_per_unit: manifest.samples_per_unit(),
             waiting: Vec::with_capacity(entry.chunk),
             chunk: entry.chunk,
-            bins,
-            frames_per_unit,
             delay: manifest.decoder_delay(),
             taken: 0,
             given: 0,
@@ -45,7 +56,7 @@ impl Decoder {
     }
 
     /// Takes in units (END units are not speech and are left out by the caller) and appends the samples that are
-    /// final: they come `delay` units and 15 ms after their units.
+    /// final: they come `delay` units, and 15 ms for the inverse STFT, after their units.
     pub fn step(&mut self, units: &[u32], samples: &mut Vec<f32>) -> Result<(), StageError> {
         for unit in units {
             if *unit as usize > self.k {
@@ -65,7 +76,9 @@ impl Decoder {
                 self.push(self.k as i64, samples)?;
             }
         }
-        self.stft.flush(samples);
+        if let Form::Spectrum { stft, .. } = &mut self.form {
+            stft.flush(samples);
+        }
         self.reset()
     }
 
@@ -74,7 +87,9 @@ impl Decoder {
         self.waiting.clear();
         self.taken = 0;
         self.given = 0;
-        self.stft.reset();
+        if let Form::Spectrum { stft, .. } = &mut self.form {
+            stft.reset();
+        }
         self.stage.reset()
     }
 
@@ -100,17 +115,26 @@ impl Decoder {
         self.stage.write_i64("units", &self.waiting)?;
         self.waiting.clear();
         self.stage.step()?;
-        let magnitude = self.stage.read_f32("log_magnitude")?;
-        let phase = self.stage.read_f32("phase")?;
-        let size = self.frames_per_unit * self.bins;
-        for (magnitude, phase) in magnitude.chunks_exact(size).zip(phase.chunks_exact(size)) {
-            self.given += 1;
-            // The first units' frames belong to the padding before the utterance, those past the end to the one after.
-            if self.given <= self.delay || self.given > self.taken + self.delay {
-                continue;
+        // The first units' samples belong to the padding before the utterance, those past the end to the one after.
+        let given = self.given;
+        let spoken = |i: usize| (self.delay..self.taken + self.delay).contains(&(given + i));
+        self.given += self.chunk;
+        match &mut self.form {
+            Form::Audio => {
+                let audio = self.stage.read_f32("audio")?;
+                let units = audio.chunks_exact(self.samples_per_unit).enumerate().filter(|(i, _)| spoken(*i));
+                units.for_each(|(_, unit)| samples.extend_from_slice(unit));
             }
-            for (magnitude, phase) in magnitude.chunks_exact(self.bins).zip(phase.chunks_exact(self.bins)) {
-                self.stft.step(magnitude, phase, samples);
+            Form::Spectrum { stft, bins, frames_per_unit } => {
+                let magnitude = self.stage.read_f32("log_magnitude")?;
+                let phase = self.stage.read_f32("phase")?;
+                let size = *frames_per_unit * *bins;
+                let units = magnitude.chunks_exact(size).zip(phase.chunks_exact(size)).enumerate().filter(|(i, _)| spoken(*i));
+                for (_, (magnitude, phase)) in units {
+                    for (magnitude, phase) in magnitude.chunks_exact(*bins).zip(phase.chunks_exact(*bins)) {
+                        stft.step(magnitude, phase, samples);
+                    }
+                }
             }
         }
         Ok(())

@@ -6,6 +6,7 @@
 
 pub mod decoder;
 pub mod head;
+pub mod hifigan;
 pub mod hubert;
 pub mod lm;
 pub mod tokenizer;

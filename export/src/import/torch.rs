@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use half::{bf16, f16};
-use zip::ZipArchive;
+use rawzip::{CompressionMethod, RECOMMENDED_BUFFER_SIZE, ZipArchive};
 
 use super::pickle::{Id, Pickle, PickleError, Value};
 
@@ -74,23 +74,12 @@ struct Place {
     stride: Vec<usize>,
 }
 
-#[derive(Debug)]
-enum Storages {
-    Zip {
-        archive: Box<Mutex<ZipArchive<File>>>,
-        folder: String,
-    },
-    /// Start and length in bytes of each storage.
-    Legacy {
-        file: Mutex<File>,
-        places: HashMap<String, (u64, usize)>,
-    },
-}
-
 /// An opened file.
 #[derive(Debug)]
 pub struct Torch {
-    storages: Storages,
+    file: Mutex<File>,
+    /// Start and length in bytes of each storage.
+    storages: HashMap<String, (u64, u64)>,
     tensors: BTreeMap<String, Place>,
     /// What else the file says: configurations, say.
     pub pickle: Pickle,
@@ -116,26 +105,21 @@ impl Torch {
         }
     }
 
-    fn open_zip(file: File) -> Result<Self, TorchError> {
-        let damaged = |error: zip::result::ZipError| TorchError::Damaged(error.to_string());
-        let mut archive = ZipArchive::new(file).map_err(damaged)?;
-        let mut names = archive.file_names().filter_map(|name| name.ok().map(|name| name.into_owned()));
-        let name = names.find(|name| name == "data.pkl" || name.ends_with("/data.pkl"));
-        drop(names);
+    fn open_zip(mut file: File) -> Result<Self, TorchError> {
+        let entries = zip_entries(&file)?;
+        let name = entries.keys().find(|name| *name == "data.pkl" || name.ends_with("/data.pkl"));
         let name = name.ok_or_else(|| TorchError::Damaged("the archive has no data.pkl".into()))?;
         let folder = name.trim_end_matches("data.pkl").to_owned();
-        if let Ok(mut order) = archive.by_name(&format!("{folder}byteorder")) {
-            let mut text = String::new();
-            order.read_to_string(&mut text)?;
-            if text.trim() == "big" {
+        if let Some(order) = entries.get(&format!("{folder}byteorder")) {
+            if range(&mut file, *order)? == b"big" {
                 return Err(TorchError::Unsupported("the file was written on a big-endian machine".into()));
             }
         }
-        let mut bytes = Vec::new();
-        archive.by_name(&name).map_err(damaged)?.take(MOST_PICKLE_BYTES).read_to_end(&mut bytes)?;
-        let pickle = Pickle::read(&bytes)?;
+        let pickle = Pickle::read(&range(&mut file, entries[name])?)?;
         let tensors = tensors(&pickle);
-        Ok(Self { storages: Storages::Zip { archive: Box::new(Mutex::new(archive)), folder }, tensors, pickle })
+        let prefix = format!("{folder}data/");
+        let storages = entries.iter().filter_map(|(name, place)| Some((name.strip_prefix(&prefix)?.to_owned(), *place))).collect();
+        Ok(Self { file: Mutex::new(file), storages, tensors, pickle })
     }
 
     /// Magic number, version and machine, the object, the storages' keys, and then the storages: a count of elements each, and
@@ -157,7 +141,7 @@ impl Torch {
         let sizes: HashMap<String, usize> =
             (0..).map_while(|id| pickle.try_value(id)).filter_map(|value| storage(&pickle, value)).collect();
         let damaged = |what: &str| TorchError::Damaged(what.to_owned());
-        let mut places = HashMap::new();
+        let mut storages = HashMap::new();
         let mut start = at as u64;
         for key in keys.sequence(keys.root()).ok_or_else(|| damaged("there is no list of storages"))? {
             let key = keys.text(*key).ok_or_else(|| damaged("a storage has no name"))?;
@@ -167,11 +151,11 @@ impl Torch {
             file.read_exact(&mut count).map_err(|_| damaged("it ends before its last storage"))?;
             let bytes = u64::from_le_bytes(count).checked_mul(size as u64).filter(|bytes| start + 8 + bytes <= length);
             let bytes = bytes.ok_or_else(|| damaged("it ends before its last storage"))?;
-            places.insert(key.to_owned(), (start + 8, bytes as usize));
+            storages.insert(key.to_owned(), (start + 8, bytes));
             start += 8 + bytes;
         }
         let tensors = tensors(&pickle);
-        Ok(Self { storages: Storages::Legacy { file: Mutex::new(file), places }, tensors, pickle })
+        Ok(Self { file: Mutex::new(file), storages, tensors, pickle })
     }
 
     /// Names and shapes of the tensors.
@@ -231,32 +215,45 @@ impl Torch {
     /// Bytes `start..start + length` of a storage.
     fn bytes(&self, storage: &str, start: usize, length: usize) -> Result<Vec<u8>, TorchError> {
         let short = || TorchError::Damaged(format!("storage {storage} is too short"));
-        match &self.storages {
-            Storages::Zip { archive, folder } => {
-                let mut archive = archive.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                let mut entry =
-                    archive.by_name(&format!("{folder}data/{storage}")).map_err(|error| TorchError::Damaged(error.to_string()))?;
-                if ((start + length) as u64) > entry.size() {
-                    return Err(short());
-                }
-                std::io::copy(&mut Read::by_ref(&mut entry).take(start as u64), &mut std::io::sink())?;
-                let mut bytes = vec![0; length];
-                entry.read_exact(&mut bytes).map_err(|_| short())?;
-                Ok(bytes)
-            }
-            Storages::Legacy { file, places } => {
-                let (at, size) = places.get(storage).copied().ok_or_else(short)?;
-                if start + length > size {
-                    return Err(short());
-                }
-                let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                file.seek(SeekFrom::Start(at + start as u64))?;
-                let mut bytes = vec![0; length];
-                file.read_exact(&mut bytes).map_err(|_| short())?;
-                Ok(bytes)
-            }
+        let (at, size) = self.storages.get(storage).copied().ok_or_else(short)?;
+        if start.checked_add(length).is_none_or(|end| end as u64 > size) {
+            return Err(short());
         }
+        let mut file = self.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        range(&mut file, (at + start as u64, length as u64))
     }
+}
+
+/// Start and length of the entries of a zip archive. PyTorch stores them as they are, so that they can be read in place.
+fn zip_entries(file: &File) -> Result<BTreeMap<String, (u64, u64)>, TorchError> {
+    let damaged = |error: rawzip::Error| TorchError::Damaged(error.to_string());
+    let mut buffer = vec![0; RECOMMENDED_BUFFER_SIZE];
+    let archive = ZipArchive::from_file(file.try_clone()?, &mut buffer).map_err(damaged)?;
+    let mut found = Vec::new();
+    let mut entries = archive.entries(&mut buffer);
+    while let Some(entry) = entries.next_entry().map_err(damaged)? {
+        if entry.compression_method() != CompressionMethod::STORE {
+            return Err(TorchError::Unsupported("the archive is compressed; torch.save does not do that".into()));
+        }
+        found.push((String::from_utf8_lossy(entry.file_path().as_ref()).into_owned(), entry.wayfinder()));
+    }
+    let length = file.metadata()?.len();
+    let place = |(name, finder)| {
+        let (start, end) = archive.get_entry(finder).map_err(damaged)?.compressed_data_range();
+        if start > end || end > length {
+            return Err(TorchError::Damaged(format!("its entry {name} lies outside of it")));
+        }
+        Ok((name, (start, end - start)))
+    };
+    found.into_iter().map(place).collect()
+}
+
+/// Bytes of a file, which were seen to be in it.
+fn range(file: &mut File, (start, length): (u64, u64)) -> Result<Vec<u8>, TorchError> {
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = vec![0; length as usize];
+    file.read_exact(&mut bytes).map_err(|_| TorchError::Damaged("it ends in the middle".into()))?;
+    Ok(bytes)
 }
 
 fn contiguous(shape: &[usize], stride: &[usize]) -> bool {

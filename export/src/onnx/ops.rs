@@ -231,4 +231,39 @@ impl Graph {
         inputs.extend(bias);
         self.node("Conv", "conv", &inputs, &attributes, DataType::F32, vec![x.shape[0], out, frames])
     }
+
+    /// Convolution of `x` `[1, in, T]` that keeps its length: `weight` `[out, in, K]` with odd K, zeros on both sides.
+    pub fn conv_same(&mut self, x: &Value, weight: &Value, bias: &Value, dilation: usize) -> Value {
+        let (out, kernel) = (weight.shape[0], weight.shape[2]);
+        assert_eq!((x.shape[1], kernel % 2), (weight.shape[1], 1), "channels and kernel of {}", x.name);
+        let pad = ((kernel - 1) / 2 * dilation) as i64;
+        let attributes = [
+            ("kernel_shape", Attribute::Ints(&[kernel as i64])),
+            ("dilations", Attribute::Ints(&[dilation as i64])),
+            ("pads", Attribute::Ints(&[pad, pad])),
+        ];
+        self.node("Conv", "conv", &[x, weight, bias], &attributes, DataType::F32, vec![x.shape[0], out, x.shape[2]])
+    }
+
+    /// Transposed convolution of `x` `[1, in, T]`, `padding` less at both ends: `weight` is `[in, out, K]`.
+    pub fn conv_transpose(&mut self, x: &Value, weight: &Value, bias: &Value, stride: usize, padding: usize) -> Value {
+        assert_eq!(x.shape[1], weight.shape[0], "channels of {}", x.name);
+        let (out, kernel) = (weight.shape[1], weight.shape[2]);
+        let length = (x.shape[2] - 1) * stride + kernel - 2 * padding;
+        let attributes = [
+            ("kernel_shape", Attribute::Ints(&[kernel as i64])),
+            ("strides", Attribute::Ints(&[stride as i64])),
+            ("pads", Attribute::Ints(&[padding as i64, padding as i64])),
+        ];
+        self.node("ConvTranspose", "conv_transpose", &[x, weight, bias], &attributes, DataType::F32, vec![x.shape[0], out, length])
+    }
+
+    /// `x` where positive, `slope · x` elsewhere.
+    pub fn leaky_relu(&mut self, x: &Value, slope: f32) -> Value {
+        self.node("LeakyRelu", "leaky_relu", &[x], &[("alpha", Attribute::Float(slope))], x.data_type, x.shape.clone())
+    }
+
+    pub fn tanh(&mut self, x: &Value) -> Value {
+        self.unary("Tanh", x)
+    }
 }
