@@ -54,9 +54,10 @@ else
 fi
 
 if [ -x "$REFERENCE_PYTHON" ]; then
+  check "imported HiFi-GANs compute what PyTorch does" "$REFERENCE_PYTHON" tests/reference/hifigan.py --bin "${CARGO_TARGET_DIR:-target}/debug"
   check "imported HuBERTs compute what transformers does" "$REFERENCE_PYTHON" tests/reference/hubert.py --bin "${CARGO_TARGET_DIR:-target}/debug"
 else
-  ignored=$((ignored + 1))
+  ignored=$((ignored + 2))
   echo "left out: imported checkpoints against transformers (tests/setup.sh test says why it is not there)"
 fi
 

@@ -183,7 +183,7 @@ def check_offline(case, binaries, engines):
     np.save(case.folder / "features.npy", found)
     for engine in engines:
         done = run(
-            binaries / "parity", "--hubert", case.path, "--kmeans", case.kmeans, "--layer", LAYER, "--audio", case.folder / "audio.npy",
+            binaries / "parity", "hubert", "--hubert", case.path, "--kmeans", case.kmeans, "--layer", LAYER, "--audio", case.folder / "audio.npy",
             "--features", case.folder / "features.npy", *engine,
         )
         figures = json.loads(done.stdout)

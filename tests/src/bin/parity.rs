@@ -1,19 +1,39 @@
-//! `parity hubert`: runs the exporter's offline graph of a public checkpoint on an engine and compares it with what a reference
-//! implementation computed. Prints one JSON object; `tests/reference/hubert.py` makes the files and judges the figures.
+//! `parity hubert` and `parity hifigan`: runs the exporter's offline graph of a public checkpoint on an engine and compares it with what a reference
+//! implementation computed. Prints one JSON object; `tests/reference/*.py` make the files and judge the figures.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
-use sa_export::graphs::hubert;
+use sa_export::graphs::{hifigan, hubert};
 use sa_export::import::arrays::{self, Array};
+use sa_export::import::hifigan::HifiGan;
 use sa_export::import::hubert::Hubert;
 use sa_export::onnx::Precision;
 use sa_export::prove::Distance;
 use sa_export::runner::Runner;
 
 #[derive(Parser)]
-struct Args {
+enum Command {
+    Hubert(HubertArgs),
+    Hifigan(HifiGanArgs),
+}
+
+#[derive(clap::Args)]
+struct HifiGanArgs {
+    /// See `sa-export --hifigan`
+    #[arg(long)]
+    hifigan: PathBuf,
+    /// `[n]`, .npy
+    #[arg(long)]
+    units: PathBuf,
+    /// `[n · hop]`, .npy: what the reference computed
+    #[arg(long)]
+    audio: PathBuf,
+}
+
+#[derive(clap::Args)]
+struct HubertArgs {
     /// A folder of Hugging Face or a .pt of fairseq
     #[arg(long)]
     hubert: PathBuf,
@@ -38,7 +58,24 @@ fn read(path: &Path) -> Result<Array> {
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse();
+    match Command::parse() {
+        Command::Hubert(args) => compare_hubert(&args),
+        Command::Hifigan(args) => compare_hifigan(&args),
+    }
+}
+
+fn compare_hifigan(args: &HifiGanArgs) -> Result<()> {
+    let gan = HifiGan::open(&args.hifigan)?;
+    let units: Vec<i64> = read(&args.units)?.data.iter().map(|unit| *unit as i64).collect();
+    let graph = hifigan::draw_offline(&gan, units.len(), Precision::Fp32)?;
+    let mut runner = Runner::new(&graph)?;
+    let mut distance = Distance::default();
+    distance.values(&read(&args.audio)?.data, &runner.step(&[], &[("units", &units)])?.f32("audio")?);
+    println!("{}", serde_json::json!({ "error": distance.error() }));
+    Ok(())
+}
+
+fn compare_hubert(args: &HubertArgs) -> Result<()> {
     let hubert = Hubert::open(&args.hubert)?;
     let codebook = arrays::kmeans(&args.kmeans)?;
     let (audio, features) = (read(&args.audio)?, read(&args.features)?);
