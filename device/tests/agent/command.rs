@@ -227,10 +227,12 @@ fn libraries_that_cannot_be_used_are_told() {
         let built = Command::new("cc").args(["-shared", "-fPIC", "-o", name, "library.c"]).current_dir(place.dir.path()).status();
         assert!(built.expect("the linker of every Rust program is there").success());
     }
-    std::fs::write(place.path("text.so"), "version https://git-lfs.github.com/spec/v1").expect("writable");
+    std::fs::write(place.path("text.so"), "version https://git-lfs.github.com/spec/v1\n".repeat(3)).expect("writable");
+    let whole = std::fs::read(place.path("other.so")).expect("there");
+    std::fs::write(place.path("cut.so"), &whole[..whole.len() / 4]).expect("writable");
     std::fs::write(place.path("short.so"), b"\x7fELF").expect("writable");
     let machine = if cfg!(target_arch = "x86_64") { 183u16 } else { 62 };
-    let mut foreign = std::fs::read(place.path("other.so")).expect("there");
+    let mut foreign = whole;
     foreign[18..20].copy_from_slice(&machine.to_le_bytes());
     std::fs::write(place.path("foreign.so"), foreign).expect("writable");
     std::fs::create_dir(place.path("folder")).expect("writable");
@@ -240,6 +242,7 @@ fn libraries_that_cannot_be_used_are_told() {
         ("folder", "there is no libonnxruntime.so in the folder folder"),
         ("text.so", "no ELF header"),
         ("short.so", "is no shared library"),
+        ("cut.so", "was cut off"),
         ("foreign.so", "processors, this program is for"),
         ("other.so", "not ONNX Runtime"),
         ("old.so", "is version 1.16.3, which is too old"),

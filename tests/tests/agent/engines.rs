@@ -6,18 +6,23 @@ mod on_ort {
     use std::path::PathBuf;
 
     use anyhow::{Context, Result, ensure};
-    use sa_tests::{Outcome, Talk, samples};
+    use sa_tests::{Outcome, Sample, Talk, samples};
     use serde_json::Value;
 
-    /// Of the sample questions, so many percent must be heard, called and answered alike. Not all: where two words are
-    /// about equally likely, the last bit of an 8-bit product decides.
-    const ALIKE_PERCENT: usize = 90;
+    /// So many answers may differ: where two words are about equally likely, the last bit of an 8-bit product decides.
+    const DIFFERENT: usize = 1;
+
+    /// Every third sample, without those whose answer depends on the clock.
+    fn questions() -> Result<Vec<Sample>> {
+        let timeless = samples()?.into_iter().filter(|sample| sample.category != "time" && sample.category != "date");
+        Ok(timeless.step_by(3).collect())
+    }
 
     fn library() -> Result<PathBuf> {
         std::env::var_os("SA_ORT_LIBRARY").map(PathBuf::from).context("SA_ORT_LIBRARY names no library")
     }
 
-    /// All samples, each by itself.
+    /// All questions, each by itself.
     fn ask(flags: &[&str], device: &str) -> Result<Outcome> {
         let folder = tempfile::tempdir()?;
         let mut talk =
@@ -25,7 +30,7 @@ mod on_ort {
         for flag in flags {
             talk = talk.flag(flag);
         }
-        for sample in samples()? {
+        for sample in questions()? {
             talk = talk.input(&sample.wav);
         }
         talk.flag("--fresh").run()?.succeeded()
@@ -44,7 +49,7 @@ mod on_ort {
             println!("tract: {} → {}; ort: {} → {}", tract["transcript"], tract["reply_text"], ort["transcript"], ort["reply_text"]);
         }
         println!("{alike} of {} alike", tract.len());
-        ensure!(alike * 100 >= tract.len() * ALIKE_PERCENT, "{alike} of {} questions are answered alike", tract.len());
+        ensure!(alike + DIFFERENT >= tract.len(), "{alike} of {} questions are answered alike", tract.len());
         Ok(())
     }
 
@@ -54,7 +59,7 @@ mod on_ort {
     fn two_threads_are_onnx_runtimes() -> Result<()> {
         let outcome = ask(&[], "cpu:2")?;
         ensure!(outcome.of_kind("ready")?[0]["engine"] == "ort", "tract has one thread");
-        ensure!(outcome.of_kind("turn")?.len() == samples()?.len(), "{}", outcome.brief());
+        ensure!(outcome.of_kind("turn")?.len() == questions()?.len(), "{}", outcome.brief());
         Ok(())
     }
 }

@@ -5,7 +5,7 @@
 //! file's header is read first.
 
 use std::env::consts::ARCH;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -75,7 +75,7 @@ fn open(named: &Path) -> Result<(PathBuf, Environment), EngineError> {
         }
         LoadDynamicError::Dlopen { error: e, .. } => {
             let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
-            error(format!("{} cannot be loaded: {cause}; what it depends on must be installed as well", path.display()))
+            error(format!("{} cannot be loaded: {cause} (all that it depends on must be installed as well)", path.display()))
         }
         other => error(format!("{}: {other}", path.display())),
     })?;
@@ -132,36 +132,55 @@ fn places() -> Vec<PathBuf> {
     places
 }
 
-/// Is the file a shared library for this processor?
+/// Is the file a whole shared library for this processor?
 fn check_header(path: &Path) -> Result<(), EngineError> {
-    let mut header = [0; 20];
-    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut header));
-    if let Err(e) = read {
-        if e.kind() != std::io::ErrorKind::UnexpectedEof {
-            return Err(error(format!("cannot read {}: {e}", path.display())));
-        }
-        return Err(error(format!("{} is no shared library (it is {} bytes long at most): {ADVICE}", path.display(), header.len())));
-    }
+    let unfit = |what: String| error(format!("{} {what}: {ADVICE}", path.display()));
+    let read = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => unfit("is no shared library, or was cut off".to_owned()),
+        _ => error(format!("cannot read {}: {e}", path.display())),
+    };
+    let mut file = std::fs::File::open(path).map_err(read)?;
+    let length = file.metadata().map_err(read)?.len();
+    let mut header = [0; 64];
+    file.read_exact(&mut header).map_err(read)?;
     let [0x7f, b'E', b'L', b'F', class, order, ..] = header else {
-        return Err(error(format!("{} is no shared library (no ELF header): {ADVICE}", path.display())));
+        return Err(unfit("is no shared library (no ELF header)".to_owned()));
     };
-    let half = |at: usize| {
-        let bytes = [header[at], header[at + 1]];
-        if order == 2 { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) }
-    };
+    let big_endian = order == 2;
+    let half = |at: usize| number(&header[at..at + 2], big_endian);
     let found = processor(class, half(18));
     if found != ARCH {
-        return Err(error(format!("{} is for {found} processors, this program is for {ARCH}: {ADVICE}", path.display())));
+        return Err(unfit(format!("is for {found} processors, this program is for {ARCH}")));
     }
-    const SHARED: u16 = 3;
+    const SHARED: u64 = 3;
     if half(16) != SHARED {
-        return Err(error(format!("{} is an ELF file, but no shared library: {ADVICE}", path.display())));
+        return Err(unfit("is an ELF file, but no shared library".to_owned()));
+    }
+    // Of a file that was cut off the dynamic loader maps what is not there, and the process dies of a bus error.
+    const SEGMENT: usize = 56;
+    if class == 2 && half(54) == SEGMENT as u64 {
+        let mut segments = vec![0; half(56) as usize * SEGMENT];
+        file.seek(SeekFrom::Start(number(&header[32..40], big_endian))).and_then(|_| file.read_exact(&mut segments)).map_err(read)?;
+        for segment in segments.chunks_exact(SEGMENT) {
+            let long = |at: usize| number(&segment[at..at + 8], big_endian);
+            const LOADED: u64 = 1;
+            if number(&segment[..4], big_endian) == LOADED && long(8).saturating_add(long(32)) > length {
+                return Err(unfit(format!("was cut off: it has {length} bytes")));
+            }
+        }
     }
     Ok(())
 }
 
+/// An unsigned number of an ELF file.
+fn number(bytes: &[u8], big_endian: bool) -> u64 {
+    let digits = bytes.iter().map(|byte| u64::from(*byte));
+    let join = |sum: u64, digit: u64| sum << 8 | digit;
+    if big_endian { digits.fold(0, join) } else { digits.rev().fold(0, join) }
+}
+
 /// The name that Rust gives to an ELF machine.
-fn processor(class: u8, machine: u16) -> String {
+fn processor(class: u8, machine: u64) -> String {
     let name = match (machine, class) {
         (62, 2) => "x86_64",
         (183, 2) => "aarch64",
@@ -203,26 +222,32 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let nothing = search(&[dir.path().to_owned(), "/none".into()]).expect_err("nothing there").to_string();
         assert!(nothing.contains(&dir.path().display().to_string()) && nothing.contains("--ort-library"), "{nothing}");
-        std::fs::write(dir.path().join(NAME), "text, and more than twenty bytes of it").expect("writable");
+        std::fs::write(dir.path().join(NAME), "text, ".repeat(20)).expect("writable");
         let unfit = search(&[dir.path().to_owned()]).expect_err("not a library").to_string();
         assert!(unfit.contains("no ELF header"), "{unfit}");
     }
 
     #[test]
-    fn headers_tell_processors() {
+    fn headers_tell_processors_and_size() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("library.so");
-        let check = |class: u8, kind: u16, machine: u16| {
-            let mut bytes = vec![0x7f, b'E', b'L', b'F', class, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-            bytes.extend(kind.to_le_bytes());
-            bytes.extend(machine.to_le_bytes());
+        // A header, and one segment that says how long the file should be.
+        let check = |class: u8, kind: u16, machine: u16, segment: u64| {
+            let mut bytes = vec![0; 64 + 56];
+            bytes[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', class, 1]);
+            bytes[16..18].copy_from_slice(&kind.to_le_bytes());
+            bytes[18..20].copy_from_slice(&machine.to_le_bytes());
+            (bytes[32], bytes[54], bytes[56], bytes[64]) = (64, 56, 1, 1);
+            bytes[64 + 32..64 + 40].copy_from_slice(&segment.to_le_bytes());
             std::fs::write(&path, bytes).expect("writable");
             check_header(&path).map_err(|e| e.to_string())
         };
         let (own, foreign, name) = if ARCH == "x86_64" { (62, 183, "aarch64") } else { (183, 62, "x86_64") };
-        assert_eq!(check(2, 3, own), Ok(()));
-        assert!(check(2, 3, foreign).is_err_and(|e| e.contains(&format!("is for {name} processors, this program is for {ARCH}"))));
-        assert!(check(1, 3, 40).is_err_and(|e| e.contains("is for arm")));
-        assert!(check(2, 2, own).is_err_and(|e| e.contains("but no shared library")));
+        assert_eq!(check(2, 3, own, 120), Ok(()));
+        assert!(check(2, 3, own, 121).is_err_and(|e| e.contains("was cut off: it has 120 bytes")));
+        assert!(check(2, 3, own, u64::MAX).is_err_and(|e| e.contains("was cut off")));
+        assert!(check(2, 3, foreign, 0).is_err_and(|e| e.contains(&format!("is for {name} processors, this program is for {ARCH}"))));
+        assert!(check(1, 3, 40, 0).is_err_and(|e| e.contains("is for arm")));
+        assert!(check(2, 2, own, 0).is_err_and(|e| e.contains("but no shared library")));
     }
 }

@@ -72,7 +72,7 @@ impl Ort {
         };
         if !present.map_err(|e| unmet(e.to_string()))? {
             let library = self.library.display();
-            return Err(unmet(format!("{library} was built without it: get the GPU build of ONNX Runtime, or use --device cpu")));
+            return Err(unmet(format!("{library} has no support for it: get the GPU build of ONNX Runtime, or use --device cpu")));
         }
         builder.with_execution_providers(provider).map_err(|e| unmet(one_line(&e.to_string())))
     }
