@@ -9,7 +9,7 @@ POCKETSPHINX=5.1.1
 ONNX_VENV=$SA_CACHE/onnx-venv
 REFERENCE_VENV=$SA_CACHE/reference-venv
 # NumPy 1, for which Debian's PyTorch was built.
-REFERENCE="numpy==1.26.4 transformers==4.47.1 scikit-learn==1.5.2 joblib==1.6.0 onnxruntime==1.20.1"
+REFERENCE="numpy==1.26.4 transformers==4.48.3 scikit-learn==1.5.2 joblib==1.6.0 onnxruntime==1.20.1"
 ONNX="onnxruntime==1.31.1 onnx==1.23.2"
 
 command -v cargo >/dev/null || { echo "setup: no cargo; Rust 1.95 or newer is assumed (https://rustup.rs)" >&2; exit 1; }

@@ -209,7 +209,7 @@ def check_streaming(case, binaries):
     state = np.zeros(session.get_inputs()[1].shape, np.float32)
     assert session.get_inputs()[0].shape == [1, chunk * hop], session.get_inputs()[0].shape
     heard, equal, total = np.zeros(state.shape[1], np.float32), 0, 0
-    for samples in audio(3).reshape(-1, chunk * hop)[:12]:
+    for samples in audio(3)[: 12 * chunk * hop].reshape(12, -1):
         state, units = session.run(["state.audio.next", "units"], {"audio": samples[None], "state.audio": state})
         heard = np.concatenate([heard, samples])
         window = heard[len(heard) - state.shape[1] - len(samples):]

@@ -34,7 +34,7 @@ impl Window {
 }
 
 /// Draws the streaming graph of the first `layers` blocks with their codebook `[k, d]`: `audio` `[1, chunk · hop]` in, `units`
-/// `[chunk]` out, which belong to the audio `look_ahead` units and a tail ago.
+/// `[1, chunk]` out, which belong to the audio `look_ahead` units and a tail ago.
 pub fn draw(hubert: &Hubert, layers: usize, codebook: &Array, window: Window, precision: Precision) -> Result<StageGraph, WeightsError> {
     let (hop, field) = (hubert.config.hop(), hubert.config.receptive_field());
     let samples = window.chunk * hop;
@@ -60,7 +60,7 @@ pub fn draw(hubert: &Hubert, layers: usize, codebook: &Array, window: Window, pr
     Ok(StageGraph::new(StageName::Tokenizer, graph, precision, samples, latency_ms))
 }
 
-/// Draws the offline graph over exactly `samples` samples: `audio` `[1, samples]` in, `features` `[T, d]` out, and `units` `[T]`
+/// Draws the offline graph over exactly `samples` samples: `audio` `[1, samples]` in, `features` `[T, d]` out, and `units` `[1, T]`
 /// where there is a codebook. What the streaming graph is held against.
 pub fn draw_offline(
     hubert: &Hubert,
@@ -288,11 +288,12 @@ fn block(graph: &mut Graph, hubert: &Hubert, layer: usize, x: &Value, precision:
     layer_norm(graph, hubert, &norm2, &x)
 }
 
-/// argmin of ‖c‖² − 2 x·c over the centroids, `[T, d]` to `[T]`, in single precision.
+/// argmin of ‖c‖² − 2 x·c over the centroids, `[T, d]` to `[1, T]`, in single precision.
 fn nearest(graph: &mut Graph, codebook: &Array, x: &Value) -> Value {
     let d = codebook.shape[1];
     let squares: Vec<f32> = codebook.data.chunks_exact(d).map(|c| c.iter().map(|x| x * x).sum()).collect();
     let doubled: Vec<f32> = codebook.data.iter().map(|c| -2.0 * c).collect();
     let distances = graph.scope("codebook", |g| g.linear(x, &doubled, Some(&squares), Precision::Fp32));
-    graph.arg_min(&distances)
+    let units = graph.arg_min(&distances);
+    graph.reshape(&units, &[1, x.shape()[0]])
 }
