@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use sa_device::bundle::{Bundle, StageName};
+use sa_device::engine::{Engine, EngineName, Tract, Wish};
 
 use crate::onnx::Precision;
 use crate::prove::{Item, lm_step};
@@ -60,16 +61,25 @@ pub fn inspect(dir: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// Opens a bundle (hashes, shapes, vocabulary) and runs every graph a few times. Returns a line a stage.
+/// Opens a bundle (hashes, shapes, vocabulary) and runs every graph a few times, on tract and, where a library of it is found, on
+/// ONNX Runtime. Returns the lines to print.
 pub fn verify(dir: &Path) -> Result<Vec<String>> {
     let bundle = Bundle::open(dir)?;
     let mut lines = vec![format!("{}: files, hashes, shapes and vocabulary fit together", dir.display())];
-    for (name, entry) in bundle.manifest().stage.present() {
-        let mut runner = Runner::open(&bundle, name).with_context(|| format!("loading the stage {name}"))?;
-        for step in 0..VERIFY_STEPS {
-            run_once(&bundle, name, &mut runner, step).with_context(|| format!("running the stage {name}"))?;
+    let second = Wish { engine: EngineName::Ort, ..Wish::default() }.open(|_| ());
+    let engines = std::iter::once(&Tract as &dyn Engine).chain(second.as_deref().ok());
+    for engine in engines {
+        for (name, entry) in bundle.manifest().stage.present() {
+            let mut runner = Runner::open(engine, &bundle, name).with_context(|| format!("loading the stage {name}"))?;
+            for step in 0..VERIFY_STEPS {
+                run_once(&bundle, name, &mut runner, step).with_context(|| format!("running the stage {name} on {}", engine.name()))?;
+            }
+            let (precision, ms) = (&entry.precision, runner.median_ms());
+            lines.push(format!("{name}: loads and runs on {}, {precision} in {ms:.3} ms a step", engine.name()));
         }
-        lines.push(format!("{name}: loads and runs on tract, {} in {:.3} ms a step", entry.precision, runner.median_ms()));
+    }
+    if let Err(reason) = &second {
+        lines.push(format!("not looked at on ort: {reason}"));
     }
     Ok(lines)
 }

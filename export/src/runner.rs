@@ -37,8 +37,13 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Loads a graph that was just drawn. Engines read files, so it passes through a temporary one.
+    /// Loads a graph that was just drawn on tract, the runtime's default.
     pub fn new(graph: &StageGraph) -> Result<Self, RunError> {
+        Self::on(&Tract, graph)
+    }
+
+    /// Loads a graph that was just drawn. Engines read files, so it passes through a temporary one.
+    pub fn on(engine: &dyn Engine, graph: &StageGraph) -> Result<Self, RunError> {
         let mut file = tempfile::Builder::new().prefix("sa-export-").suffix(".onnx").tempfile()?;
         file.write_all(&graph.onnx)?;
         let mut values = graph.initial.iter().flatten().copied();
@@ -53,16 +58,22 @@ impl Runner {
                 (state.name.clone(), values)
             })
             .collect();
-        Self::load(graph.stage, file.path(), &graph.entry(), initial)
+        Self::load(engine, graph.stage, file.path(), &graph.entry(), initial)
     }
 
     /// Loads a stage of a bundle.
-    pub fn open(bundle: &Bundle, stage: StageName) -> Result<Self, RunError> {
-        Self::load(stage, &bundle.graph_path(stage)?, bundle.manifest().stage.require(stage)?, bundle.initial_states(stage)?)
+    pub fn open(engine: &dyn Engine, bundle: &Bundle, stage: StageName) -> Result<Self, RunError> {
+        Self::load(engine, stage, &bundle.graph_path(stage)?, bundle.manifest().stage.require(stage)?, bundle.initial_states(stage)?)
     }
 
-    fn load(stage: StageName, path: &Path, entry: &StageEntry, initial: Vec<(String, Vec<f32>)>) -> Result<Self, RunError> {
-        let session = Tract.load(path, entry).map_err(|source| RunError::Engine { stage, source })?;
+    fn load(
+        engine: &dyn Engine,
+        stage: StageName,
+        path: &Path,
+        entry: &StageEntry,
+        initial: Vec<(String, Vec<f32>)>,
+    ) -> Result<Self, RunError> {
+        let session = engine.load(path, entry).map_err(|source| RunError::Engine { stage, source })?;
         let mut runner = Self { stage, session, states: Vec::new(), caches: Vec::new(), times: Vec::new() };
         for (name, values) in initial {
             runner.states.push((runner.input(&name)?, runner.output(&format!("{name}.next"))?, values));

@@ -187,7 +187,7 @@ def check_offline(case, binaries, engines):
             "--features", case.folder / "features.npy", *engine,
         )
         figures = json.loads(done.stdout)
-        print(f"{case.name:<16} {' '.join(engine) or '--engine tract':<16} relative L2 {figures['error']:.1e}, {100 * figures['agreement']:.1f} % of {figures['units']} units")
+        print(f"{case.name:<16} {engine[1]:<6} relative L2 {figures['error']:.1e}, {100 * figures['agreement']:.1f} % of {figures['units']} units")
         assert figures["error"] <= 1e-4 and figures["agreement"] >= 0.999, figures
 
 
@@ -216,7 +216,7 @@ def check_streaming(case, binaries):
         window = window[: (back + chunk + ahead - 1) * hop + field]
         expected = case.units(features(case.model, window, LAYER, case.normalise))[back : back + chunk]
         equal, total = equal + (expected == units.reshape(-1)).sum(), total + chunk
-    print(f"{case.name:<16} window            {equal} of {total} units as transformers gives for the same window")
+    print(f"{case.name:<16} window {equal} of {total} units as transformers gives for the same window")
     assert equal >= 0.995 * total
 
 
@@ -280,7 +280,7 @@ def main():
     parser.add_argument("--only")
     parser.add_argument("--fuzz-seconds", type=int, default=60)
     options = parser.parse_args()
-    engines = [[]]
+    engines = [["--engine", name] for name in reference.engines()]
     cases = {
         "base": SIZES, "base-in-shards": SIZES, "with-a-head": SIZES, "large": LARGE, "mhubert-25hz": MHUBERT, "fairseq": SIZES,
         "fairseq-large": LARGE, "fairseq-mhubert": MHUBERT, "fairseq-old": SIZES,

@@ -1,10 +1,13 @@
 """What the reference scripts need before transformers is imported: Debian's PyTorch (1.13, on the CPU; PyPI has it only with gigabytes
 of CUDA) cannot import its training on many machines under Python 3.11, which transformers asks for only to say that it is not used."""
 
+import glob
+import os
 import sys
 import types
 import warnings
 
+import onnxruntime
 import torch
 
 warnings.filterwarnings("ignore")
@@ -12,3 +15,12 @@ torch.set_num_threads(1)
 unused = types.ModuleType("torch.distributed.fsdp")
 unused.FullyShardedDataParallel = type("FullyShardedDataParallel", (), {})
 sys.modules["torch.distributed.fsdp"] = torch.distributed.fsdp = unused
+
+# The second engine is the library inside of the wheel.
+libraries = glob.glob(os.path.join(os.path.dirname(onnxruntime.__file__), "capi", "libonnxruntime.so.1.*"))
+os.environ.setdefault("ORT_DYLIB_PATH", next(iter(libraries), ""))
+
+
+def engines():
+    """Engines that graphs are run on."""
+    return ["tract", "ort"] if os.environ["ORT_DYLIB_PATH"] else ["tract"]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
+use sa_device::engine::{Engine, EngineName, Wish};
 use sa_export::graphs::{hifigan, hubert};
 use sa_export::import::arrays::{self, Array};
 use sa_export::import::hifigan::HifiGan;
@@ -19,8 +20,24 @@ enum Command {
     Hifigan(HifiGanArgs),
 }
 
+/// Where the graph runs.
+#[derive(clap::Args)]
+struct EngineArgs {
+    /// tract or ort (its library as `ORT_DYLIB_PATH` says)
+    #[arg(long, default_value = "tract")]
+    engine: EngineName,
+}
+
+impl EngineArgs {
+    fn open(&self) -> Result<Box<dyn Engine>> {
+        Ok(Wish { engine: self.engine, ..Wish::default() }.open(|_| ())?)
+    }
+}
+
 #[derive(clap::Args)]
 struct HifiGanArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
     /// See `sa-export --hifigan`
     #[arg(long)]
     hifigan: PathBuf,
@@ -34,6 +51,8 @@ struct HifiGanArgs {
 
 #[derive(clap::Args)]
 struct HubertArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
     /// A folder of Hugging Face or a .pt of fairseq
     #[arg(long)]
     hubert: PathBuf,
@@ -68,7 +87,7 @@ fn compare_hifigan(args: &HifiGanArgs) -> Result<()> {
     let gan = HifiGan::open(&args.hifigan)?;
     let units: Vec<i64> = read(&args.units)?.data.iter().map(|unit| *unit as i64).collect();
     let graph = hifigan::draw_offline(&gan, units.len(), Precision::Fp32)?;
-    let mut runner = Runner::new(&graph)?;
+    let mut runner = Runner::on(&*args.engine.open()?, &graph)?;
     let mut distance = Distance::default();
     distance.values(&read(&args.audio)?.data, &runner.step(&[], &[("units", &units)])?.f32("audio")?);
     println!("{}", serde_json::json!({ "error": distance.error() }));
@@ -81,7 +100,7 @@ fn compare_hubert(args: &HubertArgs) -> Result<()> {
     let (audio, features) = (read(&args.audio)?, read(&args.features)?);
     let precision = if args.int8 { Precision::Int8 } else { Precision::Fp32 };
     let graph = hubert::draw_offline(&hubert, args.layer, Some(&codebook), audio.data.len(), precision)?;
-    let mut runner = Runner::new(&graph)?;
+    let mut runner = Runner::on(&*args.engine.open()?, &graph)?;
     let outputs = runner.step(&[("audio", &audio.data)], &[])?;
     let mut distance = Distance::default();
     distance.values(&features.data, &outputs.f32("features")?);
