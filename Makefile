@@ -34,6 +34,7 @@ lint:
 bench:
 	@tests/setup.sh bench
 	@tests/figures.py size speed
+	@tests/reference/speed.sh
 
 figures:
 	@tests/setup.sh train

@@ -1,14 +1,14 @@
-//! What is inside a bundle, and whether it runs.
+//! What is inside a bundle, whether it runs, and how two differ.
 
 use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use sa_device::bundle::{Bundle, StageName};
+use sa_device::bundle::{Bundle, StageEntry, StageName};
 use sa_device::engine::{Engine, EngineName, Tract, Wish};
 
 use crate::onnx::Precision;
-use crate::prove::{Item, lm_step};
+use crate::prove::{Distance, Item, lm_step};
 use crate::runner::Runner;
 
 /// Steps of each graph in a verification: states go round, and the median time means something.
@@ -84,8 +84,45 @@ pub fn verify(dir: &Path) -> Result<Vec<String>> {
     Ok(lines)
 }
 
+/// What two bundles have in common and where they differ, stage by stage: form, size, time, and the outputs on the same inputs. As text.
+pub fn compare(first: &Path, second: &Path) -> Result<String> {
+    let open = |dir: &Path| Bundle::open(dir).with_context(|| format!("opening {}", dir.display()));
+    let (a, b) = (open(first)?, open(second)?);
+    let mut text = String::new();
+    writeln!(text, "A {} ({})\nB {} ({})", first.display(), a.manifest().name, second.display(), b.manifest().name)?;
+    let source = |bundle: &Bundle| bundle.manifest().source_checkpoint.clone();
+    writeln!(text, "{}", if source(&a) == source(&b) { "from the same checkpoint" } else { "from different checkpoints" })?;
+    writeln!(text, "{:<10} {:<27} {:>15} {:>17}  {:<22}", "stage", "precision", "MB", "ms a step", "difference (relative L2)")?;
+    for name in StageName::ALL {
+        let (entry_a, entry_b) = match (a.manifest().stage.get(name), b.manifest().stage.get(name)) {
+            (Some(entry_a), Some(entry_b)) => (entry_a, entry_b),
+            (None, None) => continue,
+            (here, _) => {
+                writeln!(text, "{:<10} only in {}", name.as_str(), if here.is_some() { "A" } else { "B" })?;
+                continue;
+            }
+        };
+        let forms = format!("{} → {}", entry_a.precision, entry_b.precision);
+        let bytes = format!("{:.2} → {:.2}", entry_a.graph.bytes as f64 / 1e6, entry_b.graph.bytes as f64 / 1e6);
+        let shapes = |entry: &StageEntry| (entry.inputs.clone(), entry.outputs.clone());
+        if shapes(entry_a) != shapes(entry_b) {
+            writeln!(text, "{:<10} {forms:<27} {bytes:>15} {:>17}  inputs or outputs differ", name.as_str(), "")?;
+            continue;
+        }
+        let (mut runner_a, mut runner_b) = (Runner::open(&Tract, &a, name)?, Runner::open(&Tract, &b, name)?);
+        let mut distance = Distance::default();
+        for step in 0..VERIFY_STEPS {
+            let outputs = run_once(&a, name, &mut runner_a, step)?;
+            distance.values(&outputs, &run_once(&b, name, &mut runner_b, step)?);
+        }
+        let times = format!("{:.3} → {:.3}", runner_a.median_ms(), runner_b.median_ms());
+        writeln!(text, "{:<10} {forms:<27} {bytes:>15} {times:>17}  {:.1e}", name.as_str(), distance.error())?;
+    }
+    Ok(text)
+}
+
 /// A step with small inputs; what comes out must be finite, and units in range.
-fn run_once(bundle: &Bundle, name: StageName, runner: &mut Runner, step: usize) -> Result<()> {
+fn run_once(bundle: &Bundle, name: StageName, runner: &mut Runner, step: usize) -> Result<Vec<f32>> {
     let manifest = bundle.manifest();
     let entry = manifest.stage.require(name)?;
     let outputs = match name {
@@ -93,7 +130,7 @@ fn run_once(bundle: &Bundle, name: StageName, runner: &mut Runner, step: usize) 
             let audio: Vec<f32> = (0..entry.chunk).map(|n| 0.1 * (n as f32 * 0.05).sin()).collect();
             let units = runner.step(&[("audio", &audio)], &[])?.i64("units")?;
             ensure!(units.iter().all(|unit| (0..manifest.k as i64).contains(unit)), "units out of range: {units:?}");
-            return Ok(());
+            return Ok(units.iter().map(|unit| *unit as f32).collect());
         }
         StageName::Lm => {
             let (logits, hidden) = lm_step(runner, manifest.group, &Item::Token(step as i64 + 1), step)?;
@@ -112,7 +149,7 @@ fn run_once(bundle: &Bundle, name: StageName, runner: &mut Runner, step: usize) 
         }
     };
     ensure!(outputs.iter().all(|x| x.is_finite()), "an output is not finite");
-    Ok(())
+    Ok(outputs)
 }
 
 /// The precision of a name in a manifest or on the command line.

@@ -17,7 +17,7 @@ use sa_export::{decoder, tokenizer};
 /// Exit codes: 0 done, 1 failed, 2 usage, 4 bundle invalid, 5 beyond budget (a graph differs too much).
 #[derive(Parser)]
 #[command(name = "sa-export", version, max_term_width = 100)]
-#[command(group(ArgGroup::new("mode").required(true).args(["checkpoint", "hubert", "hifigan", "inspect", "verify"])))]
+#[command(group(ArgGroup::new("mode").required(true).args(["checkpoint", "hubert", "hifigan", "inspect", "verify", "compare"])))]
 struct Cli {
     /// Checkpoint folder: tokenizer/, decoder/, lm/, vocabulary.txt
     #[arg(long, value_name = "DIR", requires = "output")]
@@ -50,6 +50,9 @@ struct Cli {
     /// Everything in single precision (the default)
     #[arg(long, conflicts_with_all = ["int8", "precision"])]
     fp32: bool,
+    /// Half precision on disk, computed in single precision
+    #[arg(long, conflicts_with_all = ["fp32", "int8"])]
+    fp16: bool,
     /// 8 bits: each stage in the form that pays, chosen by measurement; or 8-bit products in the named stages only
     #[arg(long, value_name = "STAGES", num_args = 0.., value_delimiter = ',', value_parser = stage)]
     int8: Option<Vec<StageName>>,
@@ -77,6 +80,9 @@ struct Cli {
     /// Check a bundle's hashes and shapes and run its graphs
     #[arg(long, value_name = "BUNDLE")]
     verify: Option<PathBuf>,
+    /// Two bundles side by side: forms, sizes, times, and their outputs on the same inputs
+    #[arg(long, num_args = 2, value_names = ["A", "B"])]
+    compare: Vec<PathBuf>,
 }
 
 fn milliseconds(text: &str) -> Result<f64, String> {
@@ -107,6 +113,7 @@ impl Cli {
         let named = self.precision.iter().find(|(name, _)| *name == stage).map(|(_, precision)| *precision);
         match (named, &self.int8) {
             (Some(precision), _) => Choice::named(precision),
+            (None, _) if self.fp16 => Choice::named(Precision::Fp16),
             (None, Some(stages)) if stages.is_empty() => int8,
             (None, Some(stages)) if stages.contains(&stage) => Choice::named(Precision::Int8),
             _ => Choice::fp32(),
@@ -119,6 +126,7 @@ impl Cli {
                 return Choice::named(*precision);
             }
             match &self.int8 {
+                _ if self.fp16 => Choice::named(Precision::Fp16),
                 Some(stages) if stages.is_empty() => Choice::int8(stage),
                 Some(stages) if stages.contains(&stage) => Choice::named(Precision::Int8),
                 _ => Choice::fp32(),
@@ -140,6 +148,8 @@ fn run(cli: &Cli) -> Result<()> {
         say(&inspect::inspect(dir)?)?;
     } else if let Some(dir) = &cli.verify {
         say(&format!("{}\n", inspect::verify(dir)?.join("\n")))?;
+    } else if let [first, second] = &cli.compare[..] {
+        say(&inspect::compare(first, second)?)?;
     } else if let (Some(checkpoint), Some(output)) = (&cli.checkpoint, &cli.output) {
         let options = Options {
             checkpoint: checkpoint.clone(),
@@ -194,7 +204,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let Err(error) = run(&cli) else { return ExitCode::SUCCESS };
     eprintln!("sa-export: {error:#}");
-    let invalid = (cli.inspect.is_some() || cli.verify.is_some()) && error.chain().any(|cause| cause.is::<BundleError>());
+    let invalid =
+        (cli.inspect.is_some() || cli.verify.is_some() || !cli.compare.is_empty()) && error.chain().any(|cause| cause.is::<BundleError>());
     ExitCode::from(match error.is::<BeyondBudget>() {
         true => 5,
         false if invalid => 4,

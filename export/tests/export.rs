@@ -104,6 +104,8 @@ fn fp32_and_int8_bundles_are_written_and_verify() {
         let lines = inspect::verify(&output).expect("runs");
         assert_eq!(lines.iter().filter(|line| line.contains("loads and runs on tract")).count(), 4, "{lines:?}");
         assert!(inspect::inspect(&output).expect("opens").contains("random weights"));
+        let compared = inspect::compare(&output, &output).expect("runs");
+        assert_eq!(compared.matches(" 0.0e0").count(), 4, "a bundle differs from itself:\n{compared}");
         assert_eq!(entries(dir.path()), ["bundles", "checkpoint"]);
         assert_eq!(entries(&dir.path().join("bundles")), ["nano"]);
     }

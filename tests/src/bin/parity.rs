@@ -69,6 +69,9 @@ struct HubertArgs {
     /// Compute in 8 bits
     #[arg(long)]
     int8: bool,
+    /// Run so often; the median time is printed
+    #[arg(long, default_value_t = 1)]
+    repeat: usize,
 }
 
 fn read(path: &Path) -> Result<Array> {
@@ -101,6 +104,9 @@ fn compare_hubert(args: &HubertArgs) -> Result<()> {
     let precision = if args.int8 { Precision::Int8 } else { Precision::Fp32 };
     let graph = hubert::draw_offline(&hubert, args.layer, Some(&codebook), audio.data.len(), precision)?;
     let mut runner = Runner::on(&*args.engine.open()?, &graph)?;
+    for _ in 1..args.repeat {
+        runner.step(&[("audio", &audio.data)], &[])?;
+    }
     let outputs = runner.step(&[("audio", &audio.data)], &[])?;
     let mut distance = Distance::default();
     distance.values(&features.data, &outputs.f32("features")?);
@@ -114,6 +120,7 @@ fn compare_hubert(args: &HubertArgs) -> Result<()> {
     };
     let units: Vec<i64> = features.data.chunks_exact(d).map(nearest).collect();
     distance.decisions(&units, &outputs.i64("units")?);
-    println!("{}", serde_json::json!({ "error": distance.error(), "agreement": distance.agreement(), "units": units.len() }));
+    let (error, agreement) = (distance.error(), distance.agreement());
+    println!("{}", serde_json::json!({ "error": error, "agreement": agreement, "units": units.len(), "ms": runner.median_ms() }));
     Ok(())
 }
