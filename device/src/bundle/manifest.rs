@@ -219,7 +219,7 @@ pub struct StageEntry {
     pub chunk: usize,
     /// Algorithmic latency in milliseconds; 0 for lm and head. For the tokenizer it is its chunk and how late its units are; for the
     /// decoder, how late its frames are. Both latenesses must be whole numbers of units (80 ms for a look-ahead of 2 units): the
-    /// runtime drops so many units (or their frames) after a reset, and feeds as much silence (or pad units) at the end.
+    /// runtime feeds so much silence (or as many pad units) at the end, and drops as many of the decoder's first frames.
     pub latency_ms: f64,
     /// Initial values of the `state.*` inputs, in their order, as little-endian f32; zeros if there is no file.
     #[serde(default, skip_serializing_if = "Option::is_none")]

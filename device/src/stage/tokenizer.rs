@@ -35,7 +35,8 @@ impl Tokenizer {
         })
     }
 
-    /// Takes in 16 kHz samples and appends the units of all chunks that are now whole.
+    /// Takes in 16 kHz samples and appends the units of all chunks that are now whole. They come `delay` units late: the first of a
+    /// stretch belong to the silence before it, as in the training of the language model that reads them.
     pub fn step(&mut self, mut samples: &[f32], units: &mut Vec<u32>) -> Result<(), StageError> {
         self.taken += samples.len();
         while !samples.is_empty() {
@@ -67,12 +68,13 @@ impl Tokenizer {
         self.stage.reset()
     }
 
-    /// The units of whole audio, from a fresh state.
+    /// The units of whole audio, from a fresh state, each where its sound is: the late ones are moved back.
     pub fn forward(&mut self, samples: &[f32]) -> Result<Vec<u32>, StageError> {
         self.reset()?;
         let mut units = Vec::with_capacity(samples.len() / self.samples_per_unit + 1);
         self.step(samples, &mut units)?;
         self.flush(&mut units)?;
+        units.drain(..self.delay.min(units.len()));
         Ok(units)
     }
 
@@ -85,12 +87,11 @@ impl Tokenizer {
         self.stage.write_f32("audio", &self.waiting)?;
         self.waiting.clear();
         self.stage.step()?;
-        let first = self.delay.saturating_sub(self.given);
         // Units of silence behind the end are left out; before the end there are none.
         let count = (self.delay + self.taken.div_ceil(self.samples_per_unit)).saturating_sub(self.given);
         let made = self.stage.read_i64("units")?;
         self.given += made.len();
-        units.extend(made.iter().take(count).skip(first).map(|unit| *unit as u32));
+        units.extend(made.iter().take(count).map(|unit| *unit as u32));
         Ok(())
     }
 }

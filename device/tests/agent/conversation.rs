@@ -144,7 +144,8 @@ fn a_broken_question_leaves_the_agent_as_it_was() {
 fn any_weights_come_to_an_end() {
     for seed in 1..9 {
         for group in [1, 4] {
-            let (_dir, mut agent) = agent(&Tiny { group, seed, script: &[], transcript: seed % 2 == 0 }, Settings::default());
+            let (_dir, mut agent) =
+                agent(&Tiny { group, seed, script: &[], transcript: seed % 2 == 0, late: group % 3 }, Settings::default());
             for _ in 0..4 {
                 let (turn, played, _) = ask(&mut agent, 24_000, 320);
                 assert!(turn.answer_s <= 31.0 && turn.calls.len() <= 2);

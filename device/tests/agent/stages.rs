@@ -7,6 +7,7 @@ use super::tiny::{CONTEXT, K, Tiny, bundle, noise};
 
 on_each_engine!(
     units_do_not_depend_on_how_audio_is_cut,
+    late_units_are_waited_for,
     speech_does_not_depend_on_how_units_are_cut,
     the_decoder_looks_two_units_ahead,
     the_cache_is_a_matter_of_length,
@@ -32,6 +33,26 @@ fn units_do_not_depend_on_how_audio_is_cut(engine: &dyn Engine) {
     tokenizer.step(&audio[..7000], &mut units).expect("runs");
     assert_eq!(tokenizer.forward(&audio).expect("runs"), whole, "nothing of the audio before is left");
     assert!(tokenizer.forward(&[]).expect("runs").is_empty());
+}
+
+/// A tokenizer that is three units late gives three more, of the silence behind the end; moved back they are those of the audio.
+fn late_units_are_waited_for(engine: &dyn Engine) {
+    let (_dir, prompt) = bundle(&Tiny::default());
+    let (_other, late) = bundle(&Tiny { late: 3, ..Tiny::default() });
+    let mut prompt = Tokenizer::open(engine, &prompt).expect("loads");
+    let mut late = Tokenizer::open(engine, &late).expect("loads");
+    for samples in [1, 640, 5120 - 3 * 640, 5120, 17_000] {
+        let mut audio = noise(samples);
+        let mut units = Vec::new();
+        late.step(&audio, &mut units).expect("runs");
+        late.flush(&mut units).expect("runs");
+        let moved = late.forward(&audio).expect("runs");
+        assert_eq!((units.len(), &units[3..]), (samples.div_ceil(640) + 3, &moved[..]), "{samples} samples");
+        // The same graph on the same audio, with the silence behind it.
+        audio.resize(samples.next_multiple_of(640) + 3 * 640, 0.0);
+        assert_eq!(units, prompt.forward(&audio).expect("runs"), "{samples} samples");
+    }
+    assert!(late.forward(&[]).expect("runs").is_empty());
 }
 
 fn speech_does_not_depend_on_how_units_are_cut(engine: &dyn Engine) {

@@ -27,6 +27,8 @@ pub struct Tiny {
     /// What is written after each token; `group` stands for any group. What is not named is random.
     pub script: &'static [(&'static str, &'static str)],
     pub seed: u64,
+    /// Units by which the tokenizer says that it is late.
+    pub late: usize,
 }
 
 /// Hears "light on", calls `calc two plus three`, answers "okay".
@@ -49,7 +51,7 @@ pub const CALCULATES: &[(&str, &str)] = &[
 
 impl Default for Tiny {
     fn default() -> Self {
-        Self { group: 4, transcript: true, script: CALCULATES, seed: 7 }
+        Self { group: 4, transcript: true, script: CALCULATES, seed: 7, late: 0 }
     }
 }
 
@@ -109,7 +111,7 @@ impl Tiny {
         g.output("units", &units, &[1, 8], true);
         let inputs = vec![TensorEntry::f32("audio", &[1, 5120]), TensorEntry::f32("state.audio", &[1, 240])];
         let outputs = vec![TensorEntry::i64("units", &[1, 8]), TensorEntry::f32("state.audio.next", &[1, 240])];
-        (g.encode("tokenizer"), entry("tokenizer", 5120, 320.0, inputs, outputs))
+        (g.encode("tokenizer"), entry("tokenizer", 5120, 320.0 + 40.0 * self.late as f64, inputs, outputs))
     }
 
     fn lm(&self, vocabulary: &Vocabulary) -> (Vec<u8>, StageEntry) {

@@ -28,7 +28,7 @@ use crate::corpus::{self, Augment, Corpus, Split};
 use crate::train::checkpoint::{CheckpointError, write_atomically};
 use crate::train::step_rng;
 
-/// Version of the folder of units. 2: questions are moved by the tokenizer's lag too, not only replies.
+/// Version of the folder of units. 2: silence follows all audio until its last units are out.
 const MANIFEST_VERSION: u32 = 2;
 /// Utterances of one shard.
 const SHARD: usize = 1_000;
@@ -59,7 +59,7 @@ struct Manifest {
     version: u32,
     units: usize,
     checkpoint_sha256: String,
-    /// Units by which all encodings are moved.
+    /// Units by which replies are moved.
     #[serde(default)]
     lag: usize,
 }
@@ -114,8 +114,9 @@ pub fn encode_corpus(
     }
 
     let encoder = Encoder { model, config, device: device.clone(), threads: options.threads.max(1), progress: &progress };
-    // A unit stands where its sound is, however long the network takes to decide: the encoding hears `lag` units of silence behind
-    // the end and leaves out its first `lag` units. So the agent does not speak late, and no question loses its last phones.
+    // The encoding hears `lag` units of silence behind the end, so that nothing loses its last phones. What is heard keeps its late
+    // beginning, as it comes on the device; what is spoken must not wait for what is heard late, so that each unit of the agent is
+    // moved to where its sound is.
     let lag = encoder.config.lag;
     let late = move |mut audio: Vec<f32>| {
         audio.extend(std::iter::repeat_n(0.0, lag * UNIT_SAMPLES));
@@ -124,12 +125,12 @@ pub fn encode_corpus(
     let questions: Vec<Item> = [Split::Train, Split::Dev, Split::Test]
         .into_iter()
         .flat_map(|split| corpus.questions(split))
-        .map(|q| Item { id: &q.id, samples: q.samples as usize, read: Box::new(move || corpus.audio(q).map(late)) })
+        .map(|q| Item { id: &q.id, samples: q.samples as usize, skip: 0, read: Box::new(move || corpus.audio(q).map(late)) })
         .collect();
     let replies: Vec<Item> = [Split::Train, Split::Dev, Split::Test]
         .into_iter()
         .flat_map(|split| corpus.replies(split))
-        .map(|r| Item { id: &r.id, samples: r.samples as usize, read: Box::new(move || corpus.reply_audio(r).map(late)) })
+        .map(|r| Item { id: &r.id, samples: r.samples as usize, skip: lag, read: Box::new(move || corpus.reply_audio(r).map(late)) })
         .collect();
     encoder.encode(replies, &output.join("replies"))?;
     encoder.encode(questions, &output.join("questions"))?;
@@ -140,7 +141,7 @@ pub fn encode_corpus(
                 Augment::default().apply(&mut step_rng(options.seed, id_hash(&q.id), copy as u64), &mut audio);
                 Ok(late(audio))
             };
-            Item { id: &q.id, samples: q.samples as usize, read: Box::new(read) }
+            Item { id: &q.id, samples: q.samples as usize, skip: 0, read: Box::new(read) }
         });
         encoder.encode(augmented.collect(), &output.join(format!("questions-{copy}")))?;
     }
@@ -155,6 +156,8 @@ fn id_hash(id: &str) -> u64 {
 struct Item<'a> {
     id: &'a str,
     samples: usize,
+    /// Units at the start that are left out.
+    skip: usize,
     read: Box<dyn Fn() -> Result<Vec<f32>, corpus::Error> + Sync + Send + 'a>,
 }
 
@@ -178,7 +181,7 @@ impl Encoder<'_> {
             let units = self.shard(shard)?;
             let (mut bytes, mut index, mut offset) = (Vec::new(), Vec::new(), 0);
             for (item, units) in shard.iter().zip(units) {
-                let units = &units[self.config.lag..];
+                let units = &units[item.skip..];
                 bytes.extend(units.iter().flat_map(|unit| unit.to_le_bytes()));
                 let entry = Entry { id: item.id.to_owned(), offset, count: units.len() };
                 serde_json::to_writer(&mut index, &entry).expect("a plain struct is JSON");
@@ -352,7 +355,12 @@ mod tests {
         let items = |count: usize| -> Vec<Item<'static>> {
             let ids = ["a", "b", "c", "d"];
             (0..count)
-                .map(|i| Item { id: ids[i], samples: 1000 * (i + 1), read: Box::new(move || Ok(vec![0.1 * i as f32; 1000 * (i + 1)])) })
+                .map(|i| Item {
+                    id: ids[i],
+                    samples: 1000 * (i + 1),
+                    skip: 0,
+                    read: Box::new(move || Ok(vec![0.1 * i as f32; 1000 * (i + 1)])),
+                })
                 .collect()
         };
         encoder.encode(items(2), folder.path()).expect("encodes");
