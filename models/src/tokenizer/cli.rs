@@ -39,10 +39,10 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// Steps of the phone-CTC stage; a run may be resumed with another number
-    #[arg(long, default_value_t = 1500, value_name = "N")]
+    #[arg(long, default_value_t = 2200, value_name = "N")]
     steps_ctc: u64,
     /// Steps of the HuBERT stage (masked prediction of units, with CTC); 0 leaves it out
-    #[arg(long, default_value_t = 700, value_name = "N")]
+    #[arg(long, default_value_t = 1400, value_name = "N")]
     steps_hubert: u64,
     /// Stop after so many minutes of this call; the next call goes on
     #[arg(long, value_name = "M")]
