@@ -12,7 +12,6 @@ import argparse
 import glob
 import json
 import os
-import resource
 import shutil
 import statistics
 import struct
@@ -100,7 +99,9 @@ def speed(work):
     ready = [event["ms"] for event in events if event["event"] == "ready"]
     best = min(ready + [ready_ms(questions[0], folder) for _ in range(4)])
     bar("from start to ready, one core, best of five", f"{best:.0f} ms", "≤ 1000 ms", best <= 1000, shown)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    # By itself: the greatest of all children would be the compiler.
+    agent = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+    peak = os.wait4(agent.pid, 0)[2].ru_maxrss / 1024
     bar("peak memory of sa-agent talk", f"{peak:.0f} MB", "≤ 150 MB", peak <= 150, shown)
 
 
