@@ -171,7 +171,7 @@ fn run(cli: &Cli) -> Result<()> {
             look_back_ms: cli.look_back.unwrap_or(2000.0),
             chunk_ms: cli.chunk.unwrap_or(320.0),
             look_ahead_ms: cli.look_ahead,
-            longest_look_ahead_ms: 2000.0,
+            longest_look_ahead_ms: 1000.0,
             output: output.clone(),
             samples: cli.samples.clone(),
             choice: cli.choice(StageName::Tokenizer, Choice::int8_products()),

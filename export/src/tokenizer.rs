@@ -26,7 +26,7 @@ pub const AGREEMENT: f64 = 0.95;
 /// Windows that the curve is measured on.
 const CURVE_WINDOWS: usize = 12;
 /// Seconds of the offline pass.
-const OFFLINE_SECONDS: usize = 20;
+const OFFLINE_SECONDS: usize = 10;
 /// Seconds on which forms of the graph are compared and timed.
 const COMPARED_SECONDS: usize = 6;
 const RATE: usize = 16_000;

@@ -65,10 +65,10 @@ impl Manifest {
 
     /// Is so much lateness a whole number of units that a runtime can make up for?
     fn whole_units(&self, field: &str, ms: f64, units: f64) -> Result<(), BundleError> {
-        if (0.0..=64.0).contains(&units) && (units - units.round()).abs() < 1e-6 {
+        if (0.0..=256.0).contains(&units) && (units - units.round()).abs() < 1e-6 {
             return Ok(());
         }
-        Err(value(field, ms, "a whole number of units, at most 64"))
+        Err(value(field, ms, "a whole number of units, at most 256"))
     }
 
     /// Returns the width of the hidden state.
