@@ -151,6 +151,11 @@ impl Vocabulary {
         ids
     }
 
+    /// Token ids of each word: one, or a spelled word's.
+    pub fn words(&self, ids: &[u32]) -> Vec<Vec<u32>> {
+        ids.split_inclusive(|&id| !self.is_letter(id)).map(<[u32]>::to_vec).collect()
+    }
+
     /// The words of token ids; spelled words are joined again. Specials are written as they are listed.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut words: Vec<String> = Vec::new();
@@ -188,6 +193,7 @@ mod tests {
         let ids = v.encode("kitchen bob's on");
         assert_eq!(v.decode(&ids), "kitchen bob's on");
         assert_eq!(ids.len(), 1 + 6 + 1);
+        assert_eq!(v.words(&ids).iter().map(Vec::len).collect::<Vec<_>>(), [1, 6, 1]);
         assert_eq!(v.decode(&v.encode("bob ann")), "bob ann");
         assert!(v.is_word_end(ids[6]) && v.is_letter(ids[5]));
         assert_eq!(Vocabulary::parse(&v.to_text()).expect("own text").len(), v.len());

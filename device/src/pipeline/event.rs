@@ -68,6 +68,8 @@ pub struct Timing {
     pub transcript: f64,
     /// The first word of the reply was there.
     pub first_text: f64,
+    /// All words of the reply were there (0 where they are chosen while it is spoken).
+    pub plan: f64,
     /// The first samples of the answer were there.
     pub first_audio: f64,
     /// The answer was complete.

@@ -3,7 +3,8 @@
 //! ```text
 //! device ─20 ms─▶ hear: tokenizer → groups → language model   (while the question is being asked)
 //!                 think: transcript → [call → tool → result]  (when it is over)
-//!                 speak: word → its groups → decoder → device (a word is heard before the next is thought of)
+//!                 plan: the words of the reply, as text       (settled before the first sound; can be switched off)
+//!                 speak: word → its groups → decoder → device (a word is heard before the next is made)
 //!                 remember: the turn as compact text, re-read into the cache (when the answer is over)
 //! ```
 //! - [`Agent`]: the conversation. [`Settings`]: its limits. [`Event`], [`Turn`]: what it reports.
@@ -132,8 +133,9 @@ impl Agent {
             self.lm.step(LmInput::Token(special::AGENT))?;
         }
         self.think(&mut turn, &mut clock, listener)?;
+        let plan = if self.settings.plan { Some(self.plan(&mut turn, &clock)?) } else { None };
         self.lm.step(LmInput::Token(special::SPEAK))?;
-        self.speak(&mut turn, &clock, device, listener)?;
+        self.speak(plan, &mut turn, &clock, device, listener)?;
         self.finish(&mut turn, &clock, device)?;
         self.report(&mut turn, listener);
         if !self.bundle.manifest().transcript {
@@ -191,7 +193,8 @@ impl Agent {
         self.lm.step(LmInput::Token(special::SAY))?;
         self.read_words(&text)?;
         self.lm.step(LmInput::Token(special::SPEAK))?;
-        self.speak(&mut turn, &clock, device, listener)?;
+        let plan = self.vocabulary().words(&self.vocabulary().encode(&text));
+        self.speak(Some(plan), &mut turn, &clock, device, listener)?;
         self.finish(&mut turn, &clock, device)?;
         self.report(&mut turn, listener);
         self.reread()?;

@@ -18,6 +18,9 @@ pub struct Settings {
     pub calls: usize,
     /// Words of a reply.
     pub reply_words: usize,
+    /// All words of a reply are settled before the first is spoken. Without it the first sound comes sooner, by about what ten
+    /// tokens take, and the model more often loses its place while it speaks.
+    pub plan: bool,
     /// Seconds of speech for one word.
     pub word_seconds: f64,
     /// Seconds of speech for one reply.
@@ -37,6 +40,7 @@ impl Default for Settings {
             call_words: 24,
             calls: 2,
             reply_words: 48,
+            plan: true,
             word_seconds: 2.4,
             reply_seconds: 30.0,
             silence_dbfs: -55.0,

@@ -7,9 +7,10 @@ use crate::stage::LmInput;
 use crate::vocabulary::special;
 
 impl Agent {
-    /// After `<speak>`: speaks until the model ends or a limit is reached.
+    /// After `<speak>`: speaks the words of the plan, or without one until the model ends, or a limit is reached.
     pub(super) fn speak(
         &mut self,
+        plan: Option<Vec<Vec<u32>>>,
         turn: &mut Turn,
         clock: &Clock,
         device: &mut dyn AudioDevice,
@@ -17,6 +18,7 @@ impl Agent {
     ) -> Result<(), AgentError> {
         let rate = f64::from(self.bundle.manifest().unit_rate);
         let most_units = (self.settings.reply_seconds * rate) as usize;
+        let mut plan = plan.map(Vec::into_iter);
         let mut words = Vec::new();
         loop {
             let stopped = if turn.units.len() >= most_units { Some(Stopped::Limit) } else { self.stop(&words) };
@@ -24,8 +26,12 @@ impl Agent {
                 turn.stopped = stopped;
                 break;
             }
-            let Next::Word(tokens) = self.next_word(special::END)? else { break };
-            if words.is_empty() {
+            let next = match &mut plan {
+                Some(plan) => self.read_word(plan.next())?,
+                None => self.next_word(special::END)?,
+            };
+            let Next::Word(tokens) = next else { break };
+            if plan.is_none() && words.is_empty() {
                 turn.timing_ms.first_text = clock.ms();
             }
             let word = self.vocabulary().decode(&tokens);
@@ -39,6 +45,17 @@ impl Agent {
             play(&samples, turn, clock, device, listener)?;
         }
         Ok(())
+    }
+
+    /// A word that is already known, or the end.
+    fn read_word(&mut self, word: Option<Vec<u32>>) -> Result<Next, AgentError> {
+        let Some(word) = word else { return Ok(Next::Ended) };
+        for token in &word {
+            if !self.full() {
+                self.lm.step(LmInput::Token(*token))?;
+            }
+        }
+        Ok(Next::Word(word))
     }
 
     /// The groups of the word that was just read.

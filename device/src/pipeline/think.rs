@@ -65,10 +65,10 @@ impl Agent {
         Ok(())
     }
 
-    /// A reply in text: `<text> words <end>`.
-    pub(super) fn write_reply(&mut self, turn: &mut Turn, clock: &Clock, listener: &mut Listener) -> Result<(), AgentError> {
+    /// A reply in text: `<text> words <end>`. Returns the words' tokens.
+    pub(super) fn write_reply(&mut self, turn: &mut Turn, clock: &Clock, listener: &mut Listener) -> Result<Vec<Vec<u32>>, AgentError> {
         self.lm.step(LmInput::Token(special::TEXT))?;
-        let mut words = Vec::new();
+        let (mut words, mut written) = (Vec::new(), Vec::new());
         loop {
             if let Some(stopped) = self.stop(&words) {
                 turn.stopped = stopped;
@@ -81,9 +81,19 @@ impl Agent {
             let word = self.vocabulary().decode(&tokens);
             listener(&Event::Text { turn_id: turn.turn_id, text: word.clone() });
             words.push(word);
+            written.push(tokens);
         }
         turn.reply_text = words.join(" ");
-        Ok(())
+        Ok(written)
+    }
+
+    /// The words of a reply that is going to be spoken: written as text, which the cache then forgets.
+    pub(super) fn plan(&mut self, turn: &mut Turn, clock: &Clock) -> Result<Vec<Vec<u32>>, AgentError> {
+        let before = self.lm.position();
+        let plan = self.write_reply(turn, clock, &mut |_| {})?;
+        self.lm.truncate(before);
+        turn.timing_ms.plan = clock.ms();
+        Ok(plan)
     }
 
     /// Is a reply of these words to be ended from outside?

@@ -30,6 +30,11 @@ impl Default for Augment {
 }
 
 impl Augment {
+    /// For networks that are to hear in noise: almost everything is noisy, most of it around 10 dB.
+    pub fn harsh() -> Self {
+        Self { noise: 0.9, snr_db: [0.0, 22.0], ..Self::default() }
+    }
+
     /// Changes `samples` (16 kHz, ±1) in place; the length grows by the silence around it.
     pub fn apply(&self, rng: &mut impl Rng, samples: &mut Vec<f32>) {
         if rng.random_bool(self.reverb) {

@@ -84,6 +84,9 @@ pub struct Args {
     /// Ask in text instead of speech
     #[arg(long)]
     typed: bool,
+    /// With --evaluate: the reply's words are chosen one by one while it is spoken, not all before
+    #[arg(long)]
+    no_plan: bool,
     /// Mistakes to list
     #[arg(long, default_value_t = 20, value_name = "N")]
     mistakes: usize,
@@ -167,7 +170,8 @@ fn report(args: &Args, dir: &std::path::Path, corpus: &Corpus, material: Materia
     let device = burn::tensor::Device::flex();
     let network = checkpoint::load_weights(dir, Network::new(&config, &device))?;
     let parameters = Parameters::of(&network, &config);
-    let generator = Generator::new(&config, &parameters, corpus.vocabulary());
+    let mut generator = Generator::new(&config, &parameters, corpus.vocabulary());
+    generator.plan = !args.no_plan;
     let mut seen = std::collections::HashMap::<&str, usize>::new();
     let questions = material.questions.iter().filter(|question| {
         let wanted = question.turn.is_some() && (args.set.is_empty() || args.set.contains(&question.set));

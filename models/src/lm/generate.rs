@@ -3,6 +3,9 @@
 //! The rules: the runtime feeds the prompt and the tools' results; the model writes everything else. After a transcript comes
 //! `<agent>`; then `<call> … <result>` (again and again) or `<speak>`; then a word, its groups up to the one that holds an end unit,
 //! the next word, until `<end>`. A token that the rules do not allow at a place is never chosen there.
+//!
+//! A planned reply is written as text first (`<text> … <end>`), which the cache then forgets; what is spoken are its words. The model
+//! has read far more replies than it has heard, and speech between the words makes it lose its place.
 
 use crate::corpus::{Turn, Vocabulary};
 
@@ -61,6 +64,8 @@ pub struct Generator<'a> {
     spelling: Vec<bool>,
     spell_end: u16,
     pub limits: Limits,
+    /// Settle the reply's words before the first is spoken.
+    pub plan: bool,
 }
 
 /// What has been read: keys and values by layer, and the last position's hidden state.
@@ -85,6 +90,7 @@ impl<'a> Generator<'a> {
             spelling: tokens.map(|token| token.starts_with('#')).collect(),
             spell_end: vocabulary.id("#").unwrap_or_default(),
             limits: Limits::default(),
+            plan: true,
         }
     }
 
@@ -96,8 +102,9 @@ impl<'a> Generator<'a> {
             answer.transcript = self.write_until(&mut state, special::AGENT);
         }
         self.call(&mut state, &mut answer, tool);
+        let plan = self.plan.then(|| self.plan(&mut state));
         self.feed(&mut state, special::SPEAK);
-        self.speak(&mut state, &mut answer);
+        self.speak(&mut state, plan, &mut answer);
         answer
     }
 
@@ -105,8 +112,23 @@ impl<'a> Generator<'a> {
     pub fn say(&self, text: &str) -> Answer {
         let mut state = self.start(&self.composer.say_prompt(text));
         let mut answer = Answer::default();
-        self.speak(&mut state, &mut answer);
+        let plan = self.plan.then(|| self.composer.vocabulary.encode(text));
+        self.speak(&mut state, plan, &mut answer);
         answer
+    }
+
+    /// The tokens of the reply's words; nothing of them stays in the cache.
+    fn plan(&self, state: &mut State) -> Vec<u16> {
+        let before = state.positions;
+        self.feed(state, special::TEXT);
+        let plan = self.write_words(state, special::END);
+        let width = self.config.num_key_value_heads * self.config.head_dim;
+        for (keys, values) in &mut state.layers {
+            keys.truncate(before * width);
+            values.truncate(before * width);
+        }
+        state.positions = before;
+        plan
     }
 
     /// The call and the reply's text to a typed question (`<text>` mode: nothing is spoken).
@@ -226,6 +248,13 @@ impl<'a> Generator<'a> {
 
     /// Writes words until the model writes `end`, which is fed too.
     fn write_until(&self, state: &mut State, end: u16) -> String {
+        let tokens = self.write_words(state, end);
+        self.feed(state, end);
+        self.composer.vocabulary.decode(&tokens)
+    }
+
+    /// Writes words until the model would write `end`.
+    fn write_words(&self, state: &mut State, end: u16) -> Vec<u16> {
         let mut tokens = Vec::new();
         while tokens.len() < self.limits.tokens && !self.full(state) {
             let token = self.next_word(state, end);
@@ -235,15 +264,18 @@ impl<'a> Generator<'a> {
             tokens.push(token);
             self.feed(state, token);
         }
-        self.feed(state, end);
-        self.composer.vocabulary.decode(&tokens)
+        tokens
     }
 
-    /// Words with their groups until `<end>`.
-    fn speak(&self, state: &mut State, answer: &mut Answer) {
+    /// Words with their groups: those of the `plan`, or the model's until `<end>`.
+    fn speak(&self, state: &mut State, plan: Option<Vec<u16>>, answer: &mut Answer) {
+        let mut plan = plan.map(Vec::into_iter);
         let mut tokens = Vec::new();
         while answer.words.len() < self.limits.words && tokens.len() < self.limits.tokens && !self.full(state) {
-            let token = self.next_word(state, special::END);
+            let token = match &mut plan {
+                Some(plan) => plan.next().unwrap_or(special::END),
+                None => self.next_word(state, special::END),
+            };
             if token == special::END {
                 break;
             }

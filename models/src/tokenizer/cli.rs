@@ -44,6 +44,9 @@ pub struct Args {
     /// Steps of the HuBERT stage (masked prediction of units, with CTC); 0 leaves it out
     #[arg(long, default_value_t = 1400, value_name = "N")]
     steps_hubert: u64,
+    /// Steps of the robust stage (the same units in noise); 0 leaves it out
+    #[arg(long, default_value_t = 1200, value_name = "N")]
+    steps_robust: u64,
     /// Stop after so many minutes of this call; the next call goes on
     #[arg(long, value_name = "M")]
     minutes: Option<f64>,
@@ -136,7 +139,7 @@ fn run_train(args: &Args, corpus: &Corpus) -> Result<()> {
         save_every: args.save_every,
     };
     let (training, dev) = (CorpusSpeech::new(corpus, Split::Train, true), CorpusSpeech::new(corpus, Split::Dev, false));
-    let steps = Steps { ctc: args.steps_ctc, hubert: args.steps_hubert };
+    let steps = Steps { ctc: args.steps_ctc, hubert: args.steps_hubert, robust: args.steps_robust };
     let device = args.device.device()?;
     if train(&config, steps, &common, &training, &dev, &device)? {
         let checkpoint = Folders::new(&output).checkpoint();

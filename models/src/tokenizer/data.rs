@@ -203,8 +203,9 @@ pub struct Making {
     pub seed: u64,
     /// Frames of a chunk.
     pub chunk: usize,
-    /// Share of utterances that are augmented.
+    /// Share of utterances that are augmented, and how.
     pub augmented: f64,
+    pub augment: Augment,
     /// Whether the batch also holds the frames before augmentation.
     pub clean: bool,
 }
@@ -214,8 +215,8 @@ impl Making {
     pub fn batch(&self, plan: &mut Plan, step: u64, front_end: &LogMel) -> Result<Batch> {
         let speech = plan.speech;
         let (epoch, indices) = plan.batch(step);
-        let silence = Augment::default().silence;
-        let augment = Augment { silence: 0.0, ..Augment::default() };
+        let silence = self.augment.silence;
+        let augment = Augment { silence: 0.0, ..self.augment.clone() };
         let (mut audio, mut clean, mut targets) = (Vec::new(), Vec::new(), Vec::new());
         let mut coloured = Vec::new();
         for index in indices.iter().copied() {

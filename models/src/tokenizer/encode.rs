@@ -21,8 +21,8 @@ use sha2::{Digest, Sha256};
 
 use super::config::{TokenizerConfig, UNIT_SAMPLES};
 use super::data::Batch;
+use super::losses::mel_tensor;
 use super::network::Tokenizer;
-use super::train::mel_tensor;
 use crate::audio::{LogMel, SAMPLE_RATE};
 use crate::corpus::{self, Augment, Corpus, Split};
 use crate::train::checkpoint::{CheckpointError, write_atomically};

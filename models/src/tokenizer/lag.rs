@@ -9,8 +9,8 @@ use burn::tensor::Device;
 
 use super::config::{TokenizerConfig, units_of_samples};
 use super::data::Batch;
+use super::losses::mel_tensor;
 use super::network::Tokenizer;
-use super::train::mel_tensor;
 use crate::audio::{LogMel, SAMPLE_RATE, UNIT_SAMPLES};
 use crate::corpus::{Corpus, Split, Word};
 

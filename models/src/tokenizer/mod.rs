@@ -1,8 +1,8 @@
 //! The speech tokenizer (nano HuBERT): audio to units.
 //!
 //! ```text
-//! corpus ─▶ data (batches, log-mel) ─▶ train (ctc ─▶ kmeans ─▶ hubert ─▶ kmeans) ─▶ checkpoint ─▶ encode, probe, stream
-//!                                        └─ network (frontend), ctc
+//! corpus ─▶ data (batches, log-mel) ─▶ train (ctc ─▶ kmeans ─▶ hubert ─▶ robust) ─▶ checkpoint ─▶ encode, probe, stream
+//!                                        └─ network (frontend), losses, ctc
 //! ```
 
 pub mod cli;
@@ -14,6 +14,7 @@ pub mod encode;
 pub mod frontend;
 pub mod kmeans;
 pub mod lag;
+mod losses;
 pub mod network;
 pub mod probe;
 pub mod stream;

@@ -16,8 +16,9 @@ use serde::Serialize;
 
 use super::ctc::{ctc_loss, edit_distance, greedy};
 use super::data::Batch;
+use super::losses::mel_tensor;
 use super::network::Tokenizer;
-use super::train::{load, mel_tensor};
+use super::train::load;
 use crate::audio::LogMel;
 use crate::corpus::{Corpus, Split, Utterance, augment};
 use crate::train::{Optimizer, OptimizerConfig, step_rng};
