@@ -4,7 +4,8 @@
     evaluate.py --agent SA_AGENT --bundle DIR --corpus DIR --output DIR [--sets trained,timbre] [--limit N] [--snr 10]
 
 Nothing but `sa-agent talk` is used: audio in, audio and JSON out. Tools answer with the results that the corpus
-holds, built-ins included. Right means that the call and the reply are both exact, word for word. Follow-ups are left out: a corpus holds the turn before as text only.
+holds, built-ins included. Right means that the call and the reply are both exact, word for word. The turns before a
+follow-up are text in the corpus, and so they are for the agent (`talk --history`).
 
 Writes report.json, the answers and list.jsonl for the judge into --output, and prints Markdown.
 """
@@ -78,9 +79,13 @@ def store(path, samples):
 
 
 def batches(rows):
-    """Groups of questions in which no call stands for two different results."""
+    """Groups of questions in which no call stands for two different results; a follow-up is alone with its past."""
     open_groups = []
     for row in rows:
+        if row.get("history"):
+            calls = {row["dialogue"]["call"]: row["dialogue"]["result"]} if row["dialogue"].get("call") else {}
+            yield {"calls": calls, "rows": [row]}
+            continue
         call, result = row["dialogue"].get("call"), row["dialogue"].get("result")
         for group in open_groups:
             if group["calls"].get(call, result) == result:
@@ -120,14 +125,22 @@ def ask(args, group, number, names, others):
     os.makedirs(folder)
     answers = os.path.join(args.output, "answers", f"{number:04}")
     os.makedirs(answers)
-    rng = random.Random(args.seed * 10007 + number)
+    rng = random.Random(f"{args.seed} {group['rows'][0]['id']}")
     command = [args.agent, "talk", "--bundle", args.bundle, "--json", "--fresh", "--output-dir", answers]
     command += ["--tools", write_tools(folder, group["calls"], names)]
+    past = group["rows"][0].get("history")
+    if past:
+        path = os.path.join(folder, "history.jsonl")
+        with open(path, "w", encoding="utf-8") as file:
+            for turn in past:
+                calls = [{"call": turn["call"], "result": turn["result"]}] if turn.get("call") else []
+                file.write(json.dumps({"event": "turn", "transcript": turn["question"], "reply_text": turn["reply"], "calls": calls}) + "\n")
+        command += ["--history", path]
     for index, row in enumerate(group["rows"]):
         path = os.path.join(folder, f"{row['id']}.wav")
         samples = load(row)
         if args.snr is not None:
-            samples = in_noise(samples, args.snr, ("white", "pink", "babble")[index % 3], others, rng)
+            samples = in_noise(samples, args.snr, ("white", "pink", "babble")[(number + index) % 3], others, rng)
         store(path, samples)
         command += ["--input", path]
     run = subprocess.run(command, capture_output=True, text=True)
@@ -190,12 +203,9 @@ def main():
     args = parser.parse_args()
     everything = [row for row in rows_of(args.corpus) if row["text"]]
     names = sorted({row["dialogue"]["call"].split(" ")[0] for row in everything if row["dialogue"].get("call")})
-    rows, skipped = [], 0
+    rows = []
     for name in args.sets.split(","):
-        of_set = [row for row in everything if row["set"] == name]
-        skipped += sum(bool(row.get("history")) for row in of_set)
-        of_set = [row for row in of_set if not row.get("history")]
-        rows += of_set[: args.limit]
+        rows += [row for row in everything if row["set"] == name][: args.limit]
     if not rows:
         raise SystemExit(f"evaluate: no test questions of {args.sets} in {args.corpus}")
     if os.path.exists(args.output):
@@ -212,7 +222,7 @@ def main():
             if row["reply"]:
                 file.write(json.dumps({"wav": os.path.abspath(row["output"]), "text": row["reply"]}) + "\n")
     condition = "clean" if args.snr is None else f"in noise at {args.snr:g} dB"
-    print(f"{len(rows)} test questions, {condition} ({skipped} follow-ups left out: they need the turn before)\n")
+    print(f"{len(rows)} test questions, {condition} ({sum(bool(row.get('history')) for row in rows)} with the turns before them)\n")
     table(scored, "set")
     table(scored, "category")
 

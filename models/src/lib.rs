@@ -10,5 +10,6 @@ pub mod audio;
 pub mod corpus;
 pub mod decoder;
 pub mod lm;
+pub mod lock;
 pub mod tokenizer;
 pub mod train;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use sa_device::audio::{self, AudioDevice, AudioError, Pace, WavDevice};
-use sa_device::pipeline::{Agent, AgentError, Event};
+use sa_device::pipeline::{Agent, AgentError, CallReport, Event, Turn};
 use sa_device::tools::Tools;
 
 use super::Usage;
@@ -33,7 +33,10 @@ pub struct Args {
     /// The agent's tools: a tools.toml.
     #[arg(long, value_name = "FILE", env = "SA_TOOLS")]
     tools: Option<PathBuf>,
-    /// Forget each turn before the next.
+    /// An earlier conversation to go on with: what `talk --json` printed.
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
+    /// Forget each turn before the next (not the earlier conversation).
     #[arg(long)]
     fresh: bool,
     /// Play the questions in at the speed of speech, not as fast as they are understood.
@@ -58,10 +61,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut device = WavDevice::new(args.input, outputs, pace, agent.longest_question())?;
     screen.ready(&Ready { bundle: &name, engine: engine.name(), ms: started.elapsed().as_secs_f64() * 1e3 })?;
 
-    let mut failed = false;
+    let history = args.history.as_deref().map(earlier).transpose()?.unwrap_or_default();
+    for turn in &history {
+        agent.recall(turn)?;
+    }
+    let (mut failed, mut first) = (false, true);
     while let Some(capture) = device.capture()? {
-        if args.fresh {
+        if args.fresh && !std::mem::take(&mut first) {
             agent.forget()?;
+            for turn in &history {
+                agent.recall(turn)?;
+            }
         }
         let mut shown = Ok(());
         let mut listener = |event: &Event| {
@@ -82,6 +92,32 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if failed { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+/// The turns of a conversation that was printed as JSON Lines; other events are passed over.
+fn earlier(path: &Path) -> anyhow::Result<Vec<Turn>> {
+    #[derive(serde::Deserialize)]
+    #[serde(tag = "event", rename_all = "lowercase")]
+    enum Line {
+        Turn {
+            transcript: String,
+            reply_text: String,
+            #[serde(default)]
+            calls: Vec<CallReport>,
+        },
+        #[serde(other)]
+        Other,
+    }
+    let text = std::fs::read_to_string(path).with_context(|| format!("while reading the conversation {}", path.display()))?;
+    let turns = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()).filter_map(|(number, line)| {
+        let place = || format!("{}:{number}: not a line that `sa-agent talk --json` prints", path.display());
+        match serde_json::from_str(line).with_context(place) {
+            Ok(Line::Turn { transcript, reply_text, calls }) => Some(Ok(Turn { transcript, reply_text, calls, ..Turn::default() })),
+            Ok(Line::Other) => None,
+            Err(error) => Some(Err(error)),
+        }
+    });
+    turns.collect()
 }
 
 /// A file for each answer, or none at all.

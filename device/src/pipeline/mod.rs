@@ -96,6 +96,12 @@ impl Agent {
         Ok(self.lm.reset()?)
     }
 
+    /// Puts a turn of an earlier conversation into the history: its transcript, calls and reply.
+    pub fn recall(&mut self, turn: &Turn) -> Result<(), AgentError> {
+        self.history.push(turn, self.bundle.vocabulary());
+        self.reread()
+    }
+
     /// Hears one question from `capture`, answers it through `device`, and remembers the turn.
     ///
     /// A question without sound is reported and not given to the model. Every other outcome is a [`Turn`] too: how the

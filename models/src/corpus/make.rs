@@ -278,8 +278,10 @@ pub fn make(options: &Options) -> Result<Manifest, Error> {
         categories: BTreeMap::new(),
         voices: BTreeMap::new(),
     };
-    begin(options, &manifest, &grammar_text, &synthesisers_text)?;
     let folder = &options.output;
+    std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
+    let _held = crate::lock::hold(folder).map_err(|source| Error::io(folder, source))?;
+    begin(options, &manifest, &grammar_text, &synthesisers_text)?;
     write_file(&folder.join("vocabulary.txt"), &vocabulary.to_text())?;
     write_file(&folder.join("lexicon.json"), &json(lexicon.words()))?;
     write_file(&folder.join("phones.txt"), &(lexicon.inventory().join("\n") + "\n"))?;

@@ -103,13 +103,15 @@ pub fn encode_corpus(
     let weights = fs::read(&path).map_err(|source| UnitsError::Io { what: "read", path, source })?;
     let hash: String = Sha256::digest(&weights).iter().map(|byte| format!("{byte:02x}")).collect();
     let manifest = Manifest { version: MANIFEST_VERSION, units: config.units, checkpoint_sha256: hash, lag: config.lag };
+    let at = |source, what| UnitsError::Io { what, path: output.to_owned(), source };
+    fs::create_dir_all(output).map_err(|source| at(source, "make"))?;
+    let _held = crate::lock::hold(output).map_err(|source| at(source, "use"))?;
     let path = output.join("units.json");
     if path.exists() {
         if read_json::<Manifest>(&path)? != manifest {
             return Err(UnitsError::OtherTokenizer { path: output.to_owned() });
         }
     } else {
-        fs::create_dir_all(output).map_err(|source| UnitsError::Io { what: "make", path: output.to_owned(), source })?;
         write_atomically(&path, &serde_json::to_vec_pretty(&manifest).expect("a plain struct is JSON"))?;
     }
 
@@ -135,10 +137,13 @@ pub fn encode_corpus(
     encoder.encode(replies, &output.join("replies"))?;
     encoder.encode(questions, &output.join("questions"))?;
     for copy in 1..=options.copies {
+        // The clean encoding stands beside them: every second one, the first included, is noisier than most.
+        let augment = if copy % 2 == 1 { Augment::harsh() } else { Augment::default() };
+        let augment = &augment;
         let augmented = corpus.questions(Split::Train).iter().map(|q| {
             let read = move || {
                 let mut audio = corpus.audio(q)?;
-                Augment::default().apply(&mut step_rng(options.seed, id_hash(&q.id), copy as u64), &mut audio);
+                augment.apply(&mut step_rng(options.seed, id_hash(&q.id), copy as u64), &mut audio);
                 Ok(late(audio))
             };
             Item { id: &q.id, samples: q.samples as usize, skip: 0, read: Box::new(read) }

@@ -25,6 +25,8 @@ pub enum Next {
 /// One training stage in its folder.
 pub struct Run {
     dir: PathBuf,
+    /// Nobody else trains here.
+    _held: File,
     log: File,
     bar: ProgressBar,
     total: u64,
@@ -40,6 +42,7 @@ impl Run {
     /// another `--output` or remove the folder.
     pub fn open<C: Serialize>(dir: &Path, config: &C, total: u64, args: &CommonArgs) -> Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("while making the run folder {}", dir.display()))?;
+        let held = crate::lock::hold(dir).with_context(|| format!("while opening the run folder {}", dir.display()))?;
         let path = dir.join("config.json");
         // Through text and back, as the one on disk went: a float may come back as its neighbour.
         let text = serde_json::to_vec_pretty(&serde_json::to_value(config).context("while writing down the configuration")?)?;
@@ -60,6 +63,7 @@ impl Run {
         let name = dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         Ok(Self {
             dir: dir.to_owned(),
+            _held: held,
             log,
             bar: ProgressBar::new(total).with_style(style).with_prefix(name),
             total,
