@@ -2,7 +2,7 @@
 # From nothing to a bundle: corpus, tokenizer, units, decoder, language model, export, evaluation. Every step goes on
 # where it was stopped, and is left out when it is done; the same command again is always right.
 #   models/train.sh [RUN_FOLDER]          or `make train RUN=runs/nano`
-# Sizes are variables, for example: QUESTIONS=2000 LM_STEPS=200 make train
+# Sizes are variables, for example: CORPUS_QUESTIONS=2000 LM_STEPS=200 make train
 set -euo pipefail
 cd "$(dirname "$0")/.."
 run=${1:-runs/nano}
@@ -15,6 +15,7 @@ CORPUS_QUESTIONS=${CORPUS_QUESTIONS:-60000}
 CORPUS_REPLIES=${CORPUS_REPLIES:-6000}
 CTC_STEPS=${CTC_STEPS:-}         # steps: those of `sa-align tokenizer|decoder|lm` where empty
 HUBERT_STEPS=${HUBERT_STEPS:-}
+ROBUST_STEPS=${ROBUST_STEPS:-}
 DECODER_STEPS=${DECODER_STEPS:-}
 LM_STEPS=${LM_STEPS:-}
 COPIES=${COPIES:-1}              # encodings of each training question in noise, besides the clean one
@@ -32,7 +33,7 @@ step "corpus: $CORPUS_QUESTIONS questions, $CORPUS_REPLIES replies"
 
 step "tokenizer"
 "$bin/sa-align" tokenizer --corpus "$run/corpus" --output "$run/tokenizer" --seed "$SEED" \
-  ${CTC_STEPS:+--steps-ctc "$CTC_STEPS"} ${HUBERT_STEPS:+--steps-hubert "$HUBERT_STEPS"}
+  ${CTC_STEPS:+--steps-ctc "$CTC_STEPS"} ${HUBERT_STEPS:+--steps-hubert "$HUBERT_STEPS"} ${ROBUST_STEPS:+--steps-robust "$ROBUST_STEPS"}
 
 step "units of the corpus"
 "$bin/sa-align" tokenizer --corpus "$run/corpus" --encode "$run/tokenizer/checkpoint" --output "$run/units" --augment-copies "$COPIES" --seed "$SEED"

@@ -23,55 +23,42 @@ if [ "$wanted" = test ] || [ "$wanted" = train ]; then
   need flite flite # the voice that the agent copies
   python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 fi
-if [ ${#missing[@]} -gt 0 ]; then
-  echo "setup: installing Debian packages: ${missing[*]}"
-  command -v apt-get >/dev/null || { echo "setup: no apt-get here; install these by hand: ${missing[*]}" >&2; exit 1; }
-  as_root=
+# Debian packages, as root or by sudo
+debian() {
+  echo "setup: installing Debian packages: $*"
+  command -v apt-get >/dev/null || { echo "setup: no apt-get here; install these by hand: $*" >&2; return 1; }
+  local as_root=
   [ "$(id -u)" = 0 ] || as_root=sudo
-  $as_root apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-fi
+  $as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+[ ${#missing[@]} -eq 0 ] || debian "${missing[@]}"
 
-if { [ "$wanted" = test ] || [ "$wanted" = train ]; } && [ "$(cat "$VENV/installed" 2>/dev/null)" != "$POCKETSPHINX" ]; then
-  echo "setup: installing pocketsphinx $POCKETSPHINX (the judge of the tests, no part of the product) into $VENV"
-  rm -rf "$VENV"
+# venv FOLDER "PACKAGES" WHAT-FOR WHAT-IS-LOST [OPTION]: a virtual environment with these packages, or none at all and a word about it.
+venv() {
+  local folder=$1 packages=$2 python=python3
+  [ "$(cat "$folder/installed" 2>/dev/null)" != "$packages" ] || return 0
+  echo "setup: installing $packages ($3) into $folder"
+  rm -rf "$folder"
   mkdir -p "$SA_CACHE"
-  if python3 -m venv "$VENV" && "$VENV/bin/pip" install -q --disable-pip-version-check "pocketsphinx==$POCKETSPHINX"; then
-    echo "$POCKETSPHINX" >"$VENV/installed"
-  else
-    rm -rf "$VENV"
-    echo "setup: no pocketsphinx (is PyPI reachable?); tests that listen to the agent's speech will be left out, and say so" >&2
-  fi
-fi
-
-# The reference implementations: Debian's PyTorch (on the CPU; PyPI has it with gigabytes of CUDA only) under transformers.
-if [ "$wanted" = test ] && [ "$(cat "$REFERENCE_VENV/installed" 2>/dev/null)" != "$REFERENCE" ]; then
-  echo "setup: installing python3-torch (Debian) and $REFERENCE (what imported checkpoints are held against) into $REFERENCE_VENV"
-  rm -rf "$REFERENCE_VENV"
-  mkdir -p "$SA_CACHE"
-  as_root=
-  [ "$(id -u)" = 0 ] || as_root=sudo
+  [ -z "${5:-}" ] || python=/usr/bin/python3 # Debian's packages are for Debian's Python
   # unquoted: several packages
-  if { /usr/bin/python3 -c 'import torch, ensurepip' 2>/dev/null || {
-    $as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends python3-torch python3-venv >/dev/null
-  }; } && /usr/bin/python3 -m venv --system-site-packages "$REFERENCE_VENV" &&
-    "$REFERENCE_VENV/bin/pip" install -q --disable-pip-version-check $REFERENCE; then
-    echo "$REFERENCE" >"$REFERENCE_VENV/installed"
+  if "$python" -m venv ${5:-} "$folder" && "$folder/bin/pip" install -q --disable-pip-version-check $packages; then
+    echo "$packages" >"$folder/installed"
   else
-    rm -rf "$REFERENCE_VENV"
-    echo "setup: no PyTorch or transformers (are Debian's archive and PyPI reachable?); the tests against them will be left out, and say so" >&2
+    rm -rf "$folder"
+    echo "setup: could not install $packages (is PyPI reachable, and is there a wheel for this Python?); $4 will be left out, and say so" >&2
   fi
-fi
+}
 
-if [ "$wanted" = test ] && [ "$(cat "$ONNX_VENV/installed" 2>/dev/null)" != "$ONNX" ]; then
-  echo "setup: installing $ONNX (the second engine and the checker of graphs, for the tests alone) into $ONNX_VENV"
-  rm -rf "$ONNX_VENV"
-  mkdir -p "$SA_CACHE"
-  # unquoted: two packages
-  if python3 -m venv "$ONNX_VENV" && "$ONNX_VENV/bin/pip" install -q --disable-pip-version-check $ONNX; then
-    echo "$ONNX" >"$ONNX_VENV/installed"
+if [ "$wanted" = test ] || [ "$wanted" = train ]; then
+  venv "$VENV" "pocketsphinx==$POCKETSPHINX" "the judge of the tests, no part of the product" "tests that listen to the agent's speech"
+fi
+if [ "$wanted" = test ]; then
+  # The reference implementations: Debian's PyTorch (on the CPU; PyPI has it with gigabytes of CUDA only) under transformers.
+  if /usr/bin/python3 -c 'import torch, ensurepip' 2>/dev/null || debian python3-torch python3-venv; then
+    venv "$REFERENCE_VENV" "$REFERENCE" "what imported checkpoints are held against" "the tests against them" --system-site-packages
   else
-    rm -rf "$ONNX_VENV"
-    echo "setup: no onnxruntime (is PyPI reachable, and is there a wheel for this Python?); the tests of the second engine will be left out, and say so" >&2
+    echo "setup: no python3-torch (is Debian's archive reachable?); the tests of imported checkpoints will be left out, and say so" >&2
   fi
+  venv "$ONNX_VENV" "$ONNX" "the second engine and the checker of graphs, for the tests alone" "the tests of the second engine"
 fi

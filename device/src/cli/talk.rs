@@ -52,6 +52,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some(path) => Tools::load(path).context("while reading the tools")?,
         None => Tools::built_in(),
     };
+    let history = args.history.as_deref().map(earlier).transpose()?.unwrap_or_default();
     let engine = settings.engine()?;
     let bundle = settings.open_bundle()?;
     let mut screen = Screen::new(args.json);
@@ -61,7 +62,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut device = WavDevice::new(args.input, outputs, pace, agent.longest_question())?;
     screen.ready(&Ready { bundle: &name, engine: engine.name(), ms: started.elapsed().as_secs_f64() * 1e3 })?;
 
-    let history = args.history.as_deref().map(earlier).transpose()?.unwrap_or_default();
     for turn in &history {
         agent.recall(turn)?;
     }

@@ -166,6 +166,8 @@ fn usage_and_places() {
         (&["talk", "--bundle", "bundle", "--input", "q.wav", "--output", "q.wav"], 1, "cannot be the output"),
         (&["talk", "--bundle", "bundle", "--input", "q.wav", "--tools", "none.toml"], 1, "none.toml"),
         (&["talk", "--config", "none.toml", "--input", "q.wav"], 1, "none.toml"),
+        (&["talk", "--bundle", "bundle", "--input", "q.wav", "--history", "none.jsonl"], 1, "the conversation none.jsonl"),
+        (&["talk", "--bundle", "bundle", "--input", "q.wav", "--history", "bundle/vocabulary.txt"], 1, "vocabulary.txt:1: not a line that"),
     ] {
         let (found, message) = place.fails(arguments);
         assert!(found == code && message.contains(part), "{arguments:?}: {found} {message}");

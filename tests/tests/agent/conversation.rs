@@ -38,6 +38,25 @@ fn the_samples_are_answered() -> Result<()> {
     Ok(())
 }
 
+/// A conversation that is taken up again by another process goes on as if it had never ended.
+#[test]
+fn an_earlier_conversation_goes_on() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let conversation = conversations()?.into_iter().find(|turns| turns.len() == 2).context("no sample conversation of two turns")?;
+    let tools = tools_for(&conversation, folder.path())?;
+    let talk = || Talk::new().output_dir(folder.path()).tools(&tools);
+    let whole = talk().input(&conversation[0].wav).input(&conversation[1].wav).run()?.succeeded()?;
+    let turns = whole.of_kind("turn")?;
+    let history = folder.path().join("history.jsonl");
+    std::fs::write(&history, format!("{}\n", turns[0]))?;
+    let later = talk().input(&conversation[1].wav).flag("--history").flag(history.to_str().context("text")?).run()?.succeeded()?;
+    let alone = talk().input(&conversation[1].wav).run()?.succeeded()?;
+    let said = |outcome: &Outcome| anyhow::Ok(outcome.of_kind("turn")?[0]["units"].clone());
+    ensure!(said(&later)? == turns[1]["units"], "it answers otherwise than in one conversation");
+    ensure!(said(&alone)? != turns[1]["units"], "the question does not depend on the turn before: no test");
+    Ok(())
+}
+
 /// Call and reply must both be exact.
 fn answered(outcome: &Outcome, turn: usize, sample: &Sample) -> Result<()> {
     let turns = outcome.of_kind("turn")?;
