@@ -8,7 +8,7 @@ use sa_device::engine::Tract;
 use sa_device::pipeline::{Agent, AgentError, Event, Settings, Stopped, Turn};
 use sa_device::tools::Tools;
 
-use super::tiny::{K, Tiny, bundle, noise};
+use super::tiny::{CALCULATES, K, Tiny, bundle, noise};
 
 /// A loudspeaker that remembers.
 #[derive(Default)]
@@ -90,6 +90,23 @@ fn a_turn_hears_calls_and_answers() {
     let times = &turn.timing_ms;
     assert!(times.endpoint <= times.transcript && times.transcript <= times.first_text && times.first_text <= times.total);
     assert!(turn.stages_ms.len() == 4 && turn.real_time_factor > 0.0);
+}
+
+#[test]
+fn a_plan_is_spoken_and_leaves_no_trace_in_the_cache() {
+    let turns = [true, false].map(|plan| {
+        let (_dir, mut agent) = agent(&Tiny::default(), Settings { plan, ..Settings::default() });
+        ask(&mut agent, 16_000, 320).0
+    });
+    assert_eq!(turns[0].reply_text, "okay");
+    assert_eq!((&turns[0].reply_text, &turns[0].units), (&turns[1].reply_text, &turns[1].units));
+    let times = &turns[0].timing_ms;
+    assert!(times.first_text <= times.plan && times.plan <= times.first_audio && times.plan > 0.0, "{times:?}");
+    assert_eq!(turns[1].timing_ms.plan, 0.0);
+    // A model that would lose its place after <speak> says what it has written.
+    let script: Vec<_> = CALCULATES.iter().map(|(from, to)| if *from == "<speak>" { (*from, "light") } else { (*from, *to) }).collect();
+    let (_dir, mut agent) = agent(&Tiny { script: script.leak(), ..Tiny::default() }, Settings::default());
+    assert_eq!(ask(&mut agent, 16_000, 320).0.reply_text, "okay");
 }
 
 #[test]

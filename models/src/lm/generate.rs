@@ -335,4 +335,14 @@ impl Generator<'_> {
         let group = self.group(&state.hidden);
         (state.hidden, group)
     }
+
+    /// Hidden state after a question's prompt and `<speak>`, with a plan in between that is forgotten, or without.
+    pub(super) fn probe_speak(&self, units: &[u16], planned: bool) -> Vec<f32> {
+        let mut state = self.start(&self.composer.prompt(&[], units));
+        if planned {
+            self.plan(&mut state);
+        }
+        self.feed(&mut state, special::SPEAK);
+        state.hidden
+    }
 }

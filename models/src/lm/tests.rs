@@ -177,6 +177,19 @@ fn generation_reads_as_burns_network_does() {
     assert_eq!(group.iter().map(|unit| i32::from(*unit)).collect::<Vec<_>>(), best);
 }
 
+#[test]
+fn a_plan_leaves_no_trace() {
+    let device = Device::flex();
+    device.seed(11);
+    let vocabulary = vocabulary();
+    let config = config(&vocabulary).model;
+    let parameters = Parameters::of(&Network::new(&config, &device), &config);
+    let generator = Generator::new(&config, &parameters, &vocabulary);
+    let units = [3, 4, 5, 6, 7, 8];
+    assert_eq!(generator.probe_speak(&units, true), generator.probe_speak(&units, false));
+    assert_eq!(generator.say("bo on").reply, "bo on", "a text is said as it is");
+}
+
 /// `cargo test -p sa-models rehearsal -- --ignored --nocapture`: the nano network on the shipped grammar, with each letter standing
 /// for a few units in place of speech. Shows the pace and whether the mixture learns.
 #[test]
