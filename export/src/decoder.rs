@@ -6,25 +6,24 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use indicatif::ProgressBar;
-use sa_device::bundle::{Bundle, BundleWriter, FORMAT_VERSION, Layout, Manifest, Stages, sha256_file};
+use sa_device::bundle::{Bundle, DECODER_MAX_DELAY, Manifest, StageName};
 use sa_models::audio::LogMel;
 use toml::{Table, Value};
 
-use crate::export::{BeyondBudget, Choice, DECODER_BUDGET_DB};
-use crate::graphs::StageGraph;
-use crate::graphs::hifigan::{self, Window};
+use crate::choice::{Choice, first_within};
+use crate::export::DECODER_BUDGET_DB;
+use crate::graphs::{StageGraph, Window, hifigan};
 use crate::import::hifigan::HifiGan;
 use crate::onnx::Precision;
 use crate::runner::Runner;
-use crate::tokenizer::{progress, refuse_overwriting};
+use crate::target::{RATE, Target, progress};
 
 /// Mean difference of the mel spectrum, in dB, that the default look-ahead stays under: less than is heard.
 pub const LOOK_AHEAD_DB: f64 = 0.5;
 /// Units that the comparisons speak.
 const UNITS: usize = 120;
-const RATE: usize = 16_000;
 
 /// What to export and how.
 #[derive(Clone, Debug)]
@@ -35,11 +34,8 @@ pub struct Options {
     pub chunk_ms: f64,
     /// The shortest within [`LOOK_AHEAD_DB`] if not given.
     pub look_ahead_ms: Option<f64>,
-    pub output: PathBuf,
+    pub target: Target,
     pub choice: Choice,
-    pub name: String,
-    pub licence: String,
-    pub provenance: String,
     pub force: bool,
 }
 
@@ -62,36 +58,15 @@ pub struct Report {
 /// Exports the decoder; nothing is left behind unless all of it succeeded.
 pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     let gan = HifiGan::open(&options.hifigan).with_context(|| format!("opening the HiFi-GAN {}", options.hifigan.display()))?;
-    refuse_overwriting(&[&options.hifigan], &options.output)?;
-    if let Some(parent) = options.output.parent().filter(|p| !p.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).with_context(|| format!("making the folder {}", parent.display()))?;
-    }
-    let writer = BundleWriter::create(&options.output)?;
+    options.target.refuse_overwriting(&[&options.hifigan])?;
+    let writer = options.target.writer()?;
     let bar = progress(5);
     let (graph, report) = Exporter { gan: &gan, options, bar: &bar }.run()?;
     bar.finish_and_clear();
     writer.add(&graph.file(), &graph.onnx)?;
-    let manifest = Manifest {
-        format_version: FORMAT_VERSION,
-        name: options.name.clone(),
-        created_by: concat!("sa-export ", env!("CARGO_PKG_VERSION")).into(),
-        source_checkpoint: sha256_file(gan.path()).with_context(|| format!("reading {}", gan.path().display()))?,
-        sample_rate: RATE as u32,
-        unit_rate: (RATE / gan.config.hop()) as u32,
-        k: gan.config.num_embeddings,
-        group: 1,
-        layout: Layout::InterleavedWords,
-        transcript: false,
-        // While it is loaded, the file, its parsed form and the engine's form are there at once.
-        minimum_memory_mb: (3 * graph.onnx.len() / 1_000_000) as u32 + 40,
-        licence: options.licence.clone(),
-        provenance: options.provenance.clone(),
-        vocabulary: None,
-        special_tokens: Default::default(),
-        stage: Stages { decoder: Some(graph.entry()), ..Stages::default() },
-        measured: report.to_toml(),
-    };
-    Ok((writer.finish(manifest)?, report))
+    let part = options.target.part(gan.path(), &graph, gan.config.num_embeddings, gan.config.hop())?;
+    let bundle = writer.finish(Manifest { measured: report.to_toml(), ..part })?;
+    Ok((bundle, report))
 }
 
 struct Exporter<'a> {
@@ -108,7 +83,7 @@ impl Exporter<'_> {
         let chunk = units_of(self.options.chunk_ms).max(1);
         let look_back = config.reach();
         let longest = self.options.look_ahead_ms.map_or(look_back, units_of);
-        ensure!(longest <= 64, "a look-ahead of {longest} units: at most 64 are possible");
+        ensure!(longest <= DECODER_MAX_DELAY, "a look-ahead of {longest} units: at most {DECODER_MAX_DELAY} are possible");
 
         // Held units, as speech has them, of all kinds.
         let units: Vec<i64> = (0..UNITS).map(|i| ((i / 3 * 37 + i / 17) % config.num_embeddings) as i64).collect();
@@ -163,30 +138,22 @@ impl Exporter<'_> {
         };
         self.step("fp32");
         let (fp32, reference, fp32_ms) = run(Precision::Fp32)?;
-        let choice = &self.options.choice;
-        let mut notes: Vec<String> = Vec::new();
-        for &precision in &choice.candidates {
-            let reason = if notes.is_empty() { choice.reason.to_owned() } else { notes.join("; ") };
-            let report =
-                |decibels, bytes, ms| Report { window, unit_ms, curve: curve.clone(), precision, reason, decibels, bytes, ms, fp32_ms };
-            if precision == Precision::Fp32 {
-                let report = report(0.0, fp32.onnx.len(), fp32_ms);
-                return Ok((fp32, report));
+        let mut fp32 = Some(fp32);
+        let chosen = first_within(StageName::Decoder, &self.options.choice, self.options.force, |precision| {
+            if let Some(graph) = fp32.take_if(|_| precision == Precision::Fp32) {
+                return Ok(((graph, 0.0, fp32_ms), None));
             }
             self.step(precision.name());
             let (graph, audio, ms) = run(precision)?;
             let decibels = mel_distance(&reference, &audio);
-            if decibels <= DECODER_BUDGET_DB || (choice.named && self.options.force) {
-                let report = report(decibels, graph.onnx.len(), ms);
-                return Ok((graph, report));
-            }
-            let missed = format!("spectra differ by {decibels:.2} dB, {DECODER_BUDGET_DB:.1} dB are allowed");
-            if choice.named {
-                bail!(BeyondBudget(format!("decoder in {precision}: {missed}; leave the form to --int8, or accept it by --force")));
-            }
-            notes.push(format!("{precision} was left: {missed}"));
-        }
-        bail!(BeyondBudget(format!("no form is within the budget: {}", notes.join("; "))))
+            // Written so that NaN misses.
+            let within = decibels <= DECODER_BUDGET_DB;
+            let missed = (!within).then(|| format!("spectra differ by {decibels:.2} dB, {DECODER_BUDGET_DB:.1} dB are allowed"));
+            Ok(((graph, decibels, ms), missed))
+        })?;
+        let (graph, decibels, ms) = chosen.made;
+        let (precision, reason, bytes) = (chosen.precision, chosen.reason, graph.onnx.len());
+        Ok((graph, Report { window, unit_ms, curve, precision, reason, decibels, bytes, ms, fp32_ms }))
     }
 }
 

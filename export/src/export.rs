@@ -1,17 +1,17 @@
 //! The export: draw, prove, quantise, compare, and write the bundle.
 //!
-//! Each stage has candidates, the form that is wanted first. A candidate that misses its stage's budget gives way to
-//! the next, and the report says so; where the user named the form, missing the budget is an error instead.
+//! Each stage has a form, chosen by `crate::choice`.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::ProgressBar;
-use sa_device::bundle::{Bundle, BundleWriter, FORMAT_VERSION, FileEntry, Layout, Manifest, StageName, Stages};
+use sa_device::bundle::{Bundle, FileEntry, Layout, Manifest, StageName, Stages};
 use sa_device::vocabulary::SPECIALS;
 use sa_models::lm::config::Layout as TrainedLayout;
 
 use crate::checkpoint::Checkpoint;
+use crate::choice::{BeyondBudget, Choice, first_within};
 use crate::compare::{self, Decided, Spectra, Trace};
 use crate::graphs::{self, StageGraph};
 use crate::onnx::Precision;
@@ -19,7 +19,7 @@ use crate::prove::{self, FP32_BUDGET};
 use crate::report::{Report, StageReport};
 use crate::runner::Runner;
 use crate::samples::Samples;
-use crate::tokenizer::progress;
+use crate::target::{Target, progress};
 
 /// Least share of equal units of a quantised tokenizer: the bar is 98 %, and the samples are few.
 pub const TOKENIZER_BUDGET: f64 = 0.985;
@@ -30,91 +30,28 @@ pub const HEAD_BUDGET: f64 = 0.95;
 /// Greatest mean difference of a quantised decoder's log-magnitudes in dB.
 pub const DECODER_BUDGET_DB: f64 = 1.0;
 
-/// What to make of a stage.
-#[derive(Clone, Debug)]
-pub struct Choice {
-    /// Forms in the order of preference; all but the last are held to the stage's budget.
-    pub candidates: Vec<Precision>,
-    /// The user named this form: missing the budget is an error.
-    pub named: bool,
-    /// Why this form comes first.
-    pub reason: &'static str,
-}
-
-impl Choice {
-    /// What `--int8` means for a tokenizer of public size: 8-bit products pay where matrices are large.
-    pub fn int8_products() -> Self {
-        use Precision::{Fp16, Fp32, Int8, Int8Weights};
-        Self { candidates: vec![Int8, Int8Weights, Fp16, Fp32], named: false, reason: "8-bit products, faster than fp32 here" }
-    }
-
-    /// What `--int8` means for a network of convolutions, of which neither engine computes any in 8 bits faster.
-    pub fn convolutions() -> Self {
-        use Precision::{Fp16, Fp32};
-        Self { candidates: vec![Fp16, Fp32], named: false, reason: "convolutions gain nothing from 8 bits; half precision on disk" }
-    }
-
-    /// Exactly this form.
-    pub fn named(precision: Precision) -> Self {
-        Self { candidates: vec![precision], named: true, reason: "asked for" }
-    }
-
-    /// Single precision throughout.
-    pub fn fp32() -> Self {
-        Self { candidates: vec![Precision::Fp32], named: false, reason: "asked for" }
-    }
-
-    /// What `--int8` means for a stage: 8-bit products where weights are read row by row, 8-bit storage where the
-    /// engine's quantisation of the input costs more than the products save.
-    pub fn int8(stage: StageName) -> Self {
-        use Precision::{Fp16, Fp32, Int8, Int8Weights};
-        let (candidates, reason) = match stage {
-            StageName::Tokenizer | StageName::Decoder => (
-                vec![Int8Weights, Fp16, Fp32],
-                "8 rows a step: tract quantises inputs in scalar code, so 8-bit products would be slower; 8 bits on disk only",
-            ),
-            StageName::Lm | StageName::Head => (
-                vec![Int8, Int8Weights, Fp16, Fp32],
-                "one position a step reads every weight once: 8-bit weights are a quarter of the memory traffic",
-            ),
-        };
-        Self { candidates, named: false, reason }
-    }
-}
-
 /// What to export and how.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub checkpoint: PathBuf,
-    pub output: PathBuf,
+    pub target: Target,
     /// Folder of WAV files, or a corpus, for the comparisons.
     pub samples: Option<PathBuf>,
     /// By stage, in the order of [`StageName::ALL`].
     pub choices: [Choice; 4],
-    pub name: String,
-    pub licence: String,
-    pub provenance: String,
     /// Write the bundle even where a named form misses its budget.
     pub force: bool,
 }
 
-/// The export went beyond its budget: exit code 5.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct BeyondBudget(pub String);
-
 /// Exports a checkpoint; nothing is left behind unless all of it succeeded.
 pub fn export(options: &Options) -> Result<(Bundle, Report)> {
-    check_paths(&options.checkpoint, &options.output)?;
+    check_paths(&options.checkpoint, &options.target.output)?;
     let checkpoint = Checkpoint::open(&options.checkpoint)?;
     let samples = match &options.samples {
         Some(dir) => Samples::read(dir)?,
         None => Samples::synthetic(),
     };
-    if let Some(parent) = options.output.parent().filter(|p| !p.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).with_context(|| format!("making the folder {}", parent.display()))?;
-    }
-    let writer = BundleWriter::create(&options.output)?;
+    let writer = options.target.writer()?;
     let mut exporter = Exporter { checkpoint: &checkpoint, samples: &samples, options, progress: progress(12) };
     let (stages, report) = exporter.run()?;
     for stage in &stages {
@@ -283,38 +220,29 @@ impl Exporter<'_> {
         report: &mut Report,
         draw: &dyn Fn(Precision) -> Result<(StageGraph, Measured)>,
     ) -> Result<StageGraph> {
-        let choice = self.choice(stage);
-        let mut notes = Vec::new();
-        for &precision in &choice.candidates {
+        let mut entry = StageReport::new(stage, Precision::Fp32, baseline.parity, baseline.fp32.onnx.len(), baseline.ms);
+        let mut fp32 = Some(baseline.fp32);
+        let chosen = first_within(stage, self.choice(stage), self.options.force, |precision| {
             self.step(&format!("{stage}: {precision}"));
-            let fp32_bytes = baseline.fp32.onnx.len();
-            let mut entry = StageReport::new(stage, precision, baseline.parity, fp32_bytes, baseline.ms);
-            if precision == Precision::Fp32 {
-                entry.reason = if notes.is_empty() { choice.reason.into() } else { notes.join("; ") };
-                report.stages.push(entry);
-                return Ok(baseline.fp32);
+            if let Some(graph) = fp32.take_if(|_| precision == Precision::Fp32) {
+                return Ok(((graph, None), None));
             }
             let (graph, measured) = draw(precision)?;
             let missed = beyond_budget(stage, &measured);
-            if let Some(missed) = &missed {
-                if choice.named && !self.options.force {
-                    bail!(BeyondBudget(format!("{stage} in {precision}: {missed}; leave the form to --int8, or accept it by --force")));
-                }
-                if !choice.named {
-                    notes.push(format!("{precision} was left: {missed}"));
-                    continue;
-                }
-            }
+            Ok(((graph, Some(measured)), missed))
+        })?;
+        let (graph, measured) = chosen.made;
+        entry.precision = chosen.precision;
+        entry.reason = chosen.reason;
+        if let Some(measured) = measured {
             entry.bytes = graph.onnx.len();
             entry.error = measured.error;
             entry.agreement = measured.agreement;
             entry.decibels = measured.decibels;
             entry.ms = measured.ms;
-            entry.reason = if notes.is_empty() { choice.reason.into() } else { notes.join("; ") };
-            report.stages.push(entry);
-            return Ok(graph);
         }
-        bail!(BeyondBudget(format!("{stage}: no form is within the budget: {}", notes.join("; "))))
+        report.stages.push(entry);
+        Ok(graph)
     }
 }
 
@@ -364,19 +292,11 @@ fn manifest(checkpoint: &Checkpoint, options: &Options, stages: &[StageGraph; 4]
         special_tokens.insert(token.to_owned(), id);
     }
     Ok(Manifest {
-        format_version: FORMAT_VERSION,
-        name: options.name.clone(),
-        created_by: concat!("sa-export ", env!("CARGO_PKG_VERSION")).into(),
-        source_checkpoint: checkpoint.sha256()?,
-        sample_rate: 16_000,
-        unit_rate: 25,
         k: checkpoint.tokenizer.units,
         group: checkpoint.lm.group,
         layout,
         transcript: checkpoint.lm.transcript,
         minimum_memory_mb: report.minimum_memory_mb(),
-        licence: options.licence.clone(),
-        provenance: options.provenance.clone(),
         vocabulary: Some(FileEntry::named("vocabulary.txt")),
         special_tokens,
         stage: Stages {
@@ -386,5 +306,6 @@ fn manifest(checkpoint: &Checkpoint, options: &Options, stages: &[StageGraph; 4]
             decoder: Some(decoder.entry()),
         },
         measured: report.to_toml(),
+        ..options.target.manifest(checkpoint.sha256()?)
     })
 }

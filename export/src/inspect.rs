@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use sa_device::bundle::{Bundle, StageEntry, StageName};
+use sa_device::bundle::{Bundle, StageName};
 use sa_device::engine::{Engine, EngineName, Tract, Wish};
 
 use crate::onnx::Precision;
@@ -104,8 +104,7 @@ pub fn compare(first: &Path, second: &Path) -> Result<String> {
         };
         let forms = format!("{} → {}", entry_a.precision, entry_b.precision);
         let bytes = format!("{:.2} → {:.2}", entry_a.graph.bytes as f64 / 1e6, entry_b.graph.bytes as f64 / 1e6);
-        let shapes = |entry: &StageEntry| (entry.inputs.clone(), entry.outputs.clone());
-        if shapes(entry_a) != shapes(entry_b) {
+        if (&entry_a.inputs, &entry_a.outputs) != (&entry_b.inputs, &entry_b.outputs) {
             writeln!(text, "{:<10} {forms:<27} {bytes:>15} {:>17}  inputs or outputs differ", name.as_str(), "")?;
             continue;
         }

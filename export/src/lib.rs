@@ -7,10 +7,12 @@
 //! - [`onnx`]: the graph builder and the quantised forms of a layer.
 //! - [`weights`], [`checkpoint`]: reading, with errors that name what is wrong. [`import`]: public checkpoints.
 //! - [`graphs`]: the four graphs of a bundle.
+//! - [`target`]: where the bundle goes. [`choice`]: which form a stage gets.
 //! - [`runner`]: a graph on the engine. [`prove`], [`compare`]: what is held against what.
 //! - [`export`]: all of it in order. [`tokenizer`], [`decoder`]: a public HuBERT or HiFi-GAN alone. [`report`]: the figures. [`inspect`]: looking at a bundle.
 
 pub mod checkpoint;
+pub mod choice;
 pub mod compare;
 pub mod decoder;
 pub mod export;
@@ -22,5 +24,6 @@ pub mod prove;
 pub mod report;
 pub mod runner;
 pub mod samples;
+pub mod target;
 pub mod tokenizer;
 pub mod weights;

@@ -7,9 +7,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{ArgGroup, Parser};
 use sa_device::bundle::{BundleError, StageName};
-use sa_export::export::{BeyondBudget, Choice, Options, export};
+use sa_export::choice::{BeyondBudget, Choice};
+use sa_export::export::{Options, export};
 use sa_export::inspect;
 use sa_export::onnx::Precision;
+use sa_export::target::Target;
 use sa_export::{decoder, tokenizer};
 
 /// Turns a checkpoint into a bundle of streaming ONNX graphs, and proves each graph against its network.
@@ -102,13 +104,7 @@ fn stage_form(text: &str) -> Result<(StageName, Precision), String> {
 }
 
 impl Cli {
-    /// The name of the bundle.
-    fn name(&self, output: &Path) -> String {
-        let folder = || output.file_name().map_or_else(|| "bundle".into(), |name| name.to_string_lossy().into_owned());
-        self.name.clone().unwrap_or_else(folder)
-    }
-
-    /// The forms of an imported stage; `int8` is what `--int8` alone means for it.
+    /// The forms of a stage; `int8` is what `--int8` alone means for it.
     fn choice(&self, stage: StageName, int8: Choice) -> Choice {
         let named = self.precision.iter().find(|(name, _)| *name == stage).map(|(_, precision)| *precision);
         match (named, &self.int8) {
@@ -121,17 +117,17 @@ impl Cli {
     }
 
     fn choices(&self) -> [Choice; 4] {
-        StageName::ALL.map(|stage| {
-            if let Some((_, precision)) = self.precision.iter().find(|(name, _)| *name == stage) {
-                return Choice::named(*precision);
-            }
-            match &self.int8 {
-                _ if self.fp16 => Choice::named(Precision::Fp16),
-                Some(stages) if stages.is_empty() => Choice::int8(stage),
-                Some(stages) if stages.contains(&stage) => Choice::named(Precision::Int8),
-                _ => Choice::fp32(),
-            }
-        })
+        StageName::ALL.map(|stage| self.choice(stage, Choice::int8(stage)))
+    }
+
+    fn target(&self, output: &Path) -> Target {
+        let folder = || output.file_name().map_or_else(|| "bundle".into(), |name| name.to_string_lossy().into_owned());
+        Target {
+            output: output.into(),
+            name: self.name.clone().unwrap_or_else(folder),
+            licence: self.licence.clone(),
+            provenance: self.provenance.clone(),
+        }
     }
 }
 
@@ -153,12 +149,9 @@ fn run(cli: &Cli) -> Result<()> {
     } else if let (Some(checkpoint), Some(output)) = (&cli.checkpoint, &cli.output) {
         let options = Options {
             checkpoint: checkpoint.clone(),
-            output: output.clone(),
+            target: cli.target(output),
             samples: cli.samples.clone(),
             choices: cli.choices(),
-            name: cli.name(output),
-            licence: cli.licence.clone(),
-            provenance: cli.provenance.clone(),
             force: cli.force,
         };
         let (bundle, report) = export(&options)?;
@@ -172,12 +165,9 @@ fn run(cli: &Cli) -> Result<()> {
             chunk_ms: cli.chunk.unwrap_or(320.0),
             look_ahead_ms: cli.look_ahead,
             longest_look_ahead_ms: 1000.0,
-            output: output.clone(),
+            target: cli.target(output),
             samples: cli.samples.clone(),
             choice: cli.choice(StageName::Tokenizer, Choice::int8_products()),
-            name: cli.name(output),
-            licence: cli.licence.clone(),
-            provenance: cli.provenance.clone(),
             force: cli.force,
         })?;
         say(&format!("{report}written: {}\n", bundle.dir().display()))?;
@@ -186,11 +176,8 @@ fn run(cli: &Cli) -> Result<()> {
             hifigan: hifigan.clone(),
             chunk_ms: cli.chunk.unwrap_or(160.0),
             look_ahead_ms: cli.look_ahead,
-            output: output.clone(),
+            target: cli.target(output),
             choice: cli.choice(StageName::Decoder, Choice::convolutions()),
-            name: cli.name(output),
-            licence: cli.licence.clone(),
-            provenance: cli.provenance.clone(),
             force: cli.force,
         })?;
         say(&format!("{report}written: {}\n", bundle.dir().display()))?;

@@ -4,22 +4,23 @@
 //! `graphs::hubert`), and what that costs is measured here: the share of units that are those of the offline pass, as a curve over
 //! the look-ahead. The curve goes into the bundle, and the shortest look-ahead that reaches [`AGREEMENT`] is the default.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
-use sa_device::bundle::{Bundle, BundleWriter, FORMAT_VERSION, Layout, Manifest, Stages, sha256_file};
+use indicatif::ProgressBar;
+use sa_device::bundle::{Bundle, Manifest, StageName, TOKENIZER_MAX_DELAY};
 use toml::{Table, Value};
 
-use crate::export::{BeyondBudget, Choice, TOKENIZER_BUDGET};
-use crate::graphs::StageGraph;
-use crate::graphs::hubert::{self, Window};
+use crate::choice::{Choice, first_within};
+use crate::export::TOKENIZER_BUDGET;
+use crate::graphs::{StageGraph, Window, hubert};
 use crate::import::arrays::{self, Array};
 use crate::import::hubert::Hubert;
 use crate::onnx::Precision;
 use crate::prove::Distance;
 use crate::runner::Runner;
 use crate::samples::Samples;
+use crate::target::{RATE, Target, progress};
 
 /// The share of offline units that the default look-ahead reaches.
 pub const AGREEMENT: f64 = 0.95;
@@ -29,7 +30,6 @@ const CURVE_WINDOWS: usize = 12;
 const OFFLINE_SECONDS: usize = 10;
 /// Seconds on which forms of the graph are compared and timed.
 const COMPARED_SECONDS: usize = 6;
-const RATE: usize = 16_000;
 
 /// What to export and how.
 #[derive(Clone, Debug)]
@@ -46,12 +46,9 @@ pub struct Options {
     /// The shortest that reaches [`AGREEMENT`], at most `longest_look_ahead_ms`, if not given.
     pub look_ahead_ms: Option<f64>,
     pub longest_look_ahead_ms: f64,
-    pub output: PathBuf,
+    pub target: Target,
     pub samples: Option<PathBuf>,
     pub choice: Choice,
-    pub name: String,
-    pub licence: String,
-    pub provenance: String,
     pub force: bool,
 }
 
@@ -82,57 +79,20 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     ensure!(d == hubert.config.width, "the k-means has centroids of {d} values, the HuBERT features of {}", hubert.config.width);
     let layer = options.layer.unwrap_or(hubert.config.layers);
     ensure!((1..=hubert.config.layers).contains(&layer), "layer {layer}: this HuBERT has layers 1 to {}", hubert.config.layers);
-    refuse_overwriting(&[&options.hubert, &options.kmeans], &options.output)?;
+    options.target.refuse_overwriting(&[&options.hubert, &options.kmeans])?;
     let samples = match &options.samples {
         Some(dir) => Samples::read(dir)?,
         None => Samples::synthetic(),
     };
-    if let Some(parent) = options.output.parent().filter(|p| !p.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).with_context(|| format!("making the folder {}", parent.display()))?;
-    }
-    let writer = BundleWriter::create(&options.output)?;
+    let writer = options.target.writer()?;
     let bar = progress(6);
     let exporter = Exporter { hubert: &hubert, codebook: &codebook, layer, options, samples: &samples, bar: &bar };
     let (graph, report) = exporter.run()?;
     bar.finish_and_clear();
     writer.add(&graph.file(), &graph.onnx)?;
-    let manifest = Manifest {
-        format_version: FORMAT_VERSION,
-        name: options.name.clone(),
-        created_by: concat!("sa-export ", env!("CARGO_PKG_VERSION")).into(),
-        source_checkpoint: sha256_file(hubert.path()).with_context(|| format!("reading {}", hubert.path().display()))?,
-        sample_rate: RATE as u32,
-        unit_rate: (RATE / hubert.config.hop()) as u32,
-        k: codebook.shape[0],
-        group: 1,
-        layout: Layout::InterleavedWords,
-        transcript: false,
-        // While it is loaded, the file, its parsed form and the engine's form are there at once.
-        minimum_memory_mb: (3 * graph.onnx.len() / 1_000_000) as u32 + 40,
-        licence: options.licence.clone(),
-        provenance: options.provenance.clone(),
-        vocabulary: None,
-        special_tokens: Default::default(),
-        stage: Stages { tokenizer: Some(graph.entry()), ..Stages::default() },
-        measured: report.to_toml(),
-    };
-    Ok((writer.finish(manifest)?, report))
-}
-
-/// A bar of so many steps.
-pub(crate) fn progress(steps: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} ({elapsed})");
-    ProgressBar::new(steps).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
-/// Refuses an output that is or holds an input.
-pub(crate) fn refuse_overwriting(inputs: &[&Path], output: &Path) -> Result<()> {
-    let Ok(output) = output.canonicalize() else { return Ok(()) };
-    for input in inputs {
-        let input = input.canonicalize().with_context(|| format!("opening {}", input.display()))?;
-        ensure!(!input.starts_with(&output), "{} lies in the output, which would be replaced: choose another --output", input.display());
-    }
-    Ok(())
+    let part = options.target.part(hubert.path(), &graph, codebook.shape[0], hubert.config.hop())?;
+    let bundle = writer.finish(Manifest { measured: report.to_toml(), ..part })?;
+    Ok((bundle, report))
 }
 
 struct Exporter<'a> {
@@ -151,6 +111,11 @@ impl Exporter<'_> {
         let units = |ms: f64| ((ms / unit_ms) - 1e-9).ceil().max(0.0) as usize;
         let (look_back, chunk) = (units(self.options.look_back_ms), units(self.options.chunk_ms).max(1));
         let longest = units(self.options.look_ahead_ms.unwrap_or(self.options.longest_look_ahead_ms));
+        let late = longest + hubert::tail(self.hubert);
+        ensure!(
+            late <= TOKENIZER_MAX_DELAY,
+            "a look-ahead of {longest} units makes the units {late} late: at most {TOKENIZER_MAX_DELAY} are possible"
+        );
 
         let audio: Vec<f32> = self.samples.recordings.concat();
         let length = audio.len().min(OFFLINE_SECONDS * RATE);
@@ -223,25 +188,10 @@ impl Exporter<'_> {
         self.step("fp32");
         let fp32 = draw(Precision::Fp32)?;
         let (reference, fp32_ms) = run(&fp32)?;
-        let report = |precision, reason: String, agreement, bytes, ms| Report {
-            window,
-            unit_ms,
-            curve: curve.clone(),
-            precision,
-            reason,
-            agreement,
-            bytes,
-            ms,
-            fp32_ms,
-            samples: self.samples.source.clone(),
-        };
-        let choice = &self.options.choice;
-        let mut notes: Vec<String> = Vec::new();
-        for &precision in &choice.candidates {
-            let reason = |notes: &[String]| if notes.is_empty() { choice.reason.to_owned() } else { notes.join("; ") };
-            if precision == Precision::Fp32 {
-                let report = report(precision, reason(&notes), 1.0, fp32.onnx.len(), fp32_ms);
-                return Ok((fp32, report));
+        let mut fp32 = Some(fp32);
+        let chosen = first_within(StageName::Tokenizer, &self.options.choice, self.options.force, |precision| {
+            if let Some(graph) = fp32.take_if(|_| precision == Precision::Fp32) {
+                return Ok(((graph, 1.0, fp32_ms), None));
             }
             self.step(precision.name());
             let graph = draw(precision)?;
@@ -256,18 +206,22 @@ impl Exporter<'_> {
             } else {
                 None
             };
-            match missed {
-                Some(missed) if choice.named && !self.options.force => {
-                    bail!(BeyondBudget(format!("tokenizer in {precision}: {missed}; leave the form to --int8, or accept it by --force")))
-                }
-                Some(missed) if !choice.named => notes.push(format!("{precision} was left: {missed}")),
-                _ => {
-                    let report = report(precision, reason(&notes), agreement, graph.onnx.len(), ms);
-                    return Ok((graph, report));
-                }
-            }
-        }
-        bail!(BeyondBudget(format!("no form is within the budget: {}", notes.join("; "))))
+            Ok(((graph, agreement, ms), missed))
+        })?;
+        let (graph, agreement, ms) = chosen.made;
+        let report = Report {
+            window,
+            unit_ms,
+            curve,
+            precision: chosen.precision,
+            reason: chosen.reason,
+            agreement,
+            bytes: graph.onnx.len(),
+            ms,
+            fp32_ms,
+            samples: self.samples.source.clone(),
+        };
+        Ok((graph, report))
     }
 }
 

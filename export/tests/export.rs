@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Distribution, Tensor};
 use sa_device::bundle::{Bundle, StageName};
 use sa_device::vocabulary::Vocabulary;
-use sa_export::export::{BeyondBudget, Choice, Options, export};
+use sa_export::choice::{BeyondBudget, Choice};
+use sa_export::export::{Options, export};
 use sa_export::inspect;
 use sa_export::onnx::Precision;
+use sa_export::target::Target;
 use sa_models::decoder::{Decoder, DecoderConfig};
 use sa_models::lm::config::HeadConfig;
 use sa_models::lm::{Config, Network};
@@ -70,12 +72,9 @@ fn random_checkpoint(dir: &Path, words: usize, sizes: fn(usize) -> Sizes) {
 fn options(checkpoint: &Path, output: PathBuf, choices: [Choice; 4]) -> Options {
     Options {
         checkpoint: checkpoint.into(),
-        output,
+        target: Target { output, name: "test".into(), licence: "MIT".into(), provenance: "random weights".into() },
         samples: None,
         choices,
-        name: "test".into(),
-        licence: "MIT".into(),
-        provenance: "random weights".into(),
         force: false,
     }
 }
@@ -165,7 +164,8 @@ fn a_named_form_beyond_its_budget_is_an_error_and_an_unnamed_one_gives_way() {
         }
         Ok((_, report)) => assert!(report.stages.iter().all(|stage| stage.precision == Precision::Int8)),
     }
-    let forced = Options { force: true, output: dir.path().join("forced"), ..strict };
+    let target = Target { output: dir.path().join("forced"), ..strict.target.clone() };
+    let forced = Options { force: true, target, ..strict };
     let (_, report) = export(&forced).expect("--force writes it all the same");
     assert!(report.stages.iter().all(|stage| stage.precision == Precision::Int8));
 }

@@ -9,13 +9,12 @@ compute what PyTorch does: the whole utterance, and the stream chunk by chunk in
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import reference  # prepares torch; must come before transformers
+from reference import run
 import torch
 import onnxruntime
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
@@ -70,14 +69,6 @@ def speak(model, embeddings, units):
     with torch.no_grad():
         x = torch.cat([embeddings, torch.zeros(1, DIM)])[torch.from_numpy(units)]
         return model(x[None])[0].numpy()
-
-
-def run(*command, fails=False):
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    if (done.returncode != 0) != fails:
-        sys.exit(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-    assert "panicked" not in done.stderr, done.stderr
-    return done
 
 
 def distance(a, b):

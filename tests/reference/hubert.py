@@ -10,14 +10,13 @@ import argparse
 import json
 import os
 import pickle
-import subprocess
-import sys
 import tempfile
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import reference  # prepares torch; must come before transformers
+from reference import run
 import torch
 import joblib
 import onnxruntime
@@ -27,13 +26,16 @@ from transformers import HubertConfig, HubertForCTC, HubertModel
 
 UNITS = 40
 LAYER = 2
+# The stem of every public HuBERT but mHuBERT-25Hz; transformers' defaults.
+KERNELS = (10, 3, 3, 3, 3, 2, 2)
+STRIDES = (5, 2, 2, 2, 2, 2, 2)
 SIZES = dict(
     hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, conv_dim=(32,) * 7,
     num_conv_pos_embeddings=32, num_conv_pos_embedding_groups=4,
 )
 LARGE = dict(SIZES, feat_extract_norm="layer", conv_bias=True, do_stable_layer_norm=True)
 MHUBERT = dict(
-    SIZES, conv_dim=(32,) * 8, conv_kernel=(10, 3, 3, 3, 3, 2, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2, 2), conv_pos_batch_norm=True,
+    SIZES, conv_dim=(32,) * 8, conv_kernel=(*KERNELS, 2), conv_stride=(*STRIDES, 2), conv_pos_batch_norm=True,
 )
 
 
@@ -108,8 +110,8 @@ def fairseq_state(model, sizes):
 
 
 def fairseq_file(model, sizes, path, **options):
-    kernels = sizes.get("conv_kernel", (10, 3, 3, 3, 3, 2, 2))
-    strides = sizes.get("conv_stride", (5, 2, 2, 2, 2, 2, 2))
+    kernels = sizes.get("conv_kernel", KERNELS)
+    strides = sizes.get("conv_stride", STRIDES)
     layers = " + ".join(f"[({d},{k},{s})]" for d, k, s in zip(sizes["conv_dim"], kernels, strides))
     settings = dict(
         _name="hubert", encoder_layers=sizes["num_hidden_layers"], encoder_embed_dim=sizes["hidden_size"],
@@ -168,14 +170,6 @@ class Case:
         return ((found[:, None, :].astype(np.float64) - self.centres) ** 2).sum(-1).argmin(1)
 
 
-def run(*command, fails=False):
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    if (done.returncode != 0) != fails:
-        sys.exit(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-    assert "panicked" not in done.stderr, done.stderr
-    return done
-
-
 def check_offline(case, binaries, engines):
     samples = audio(4)
     found = features(case.model, samples, LAYER, case.normalise)
@@ -200,9 +194,9 @@ def check_streaming(case, binaries):
     )
     assert "units as in the offline pass" in done.stdout and "320 ms ahead" in done.stdout, done.stdout
     assert "loads and runs" in run(binaries / "sa-export", "--verify", bundle).stdout
-    hop = int(np.prod(case.sizes.get("conv_stride", (5, 2, 2, 2, 2, 2, 2))))
-    field = 1
-    for kernel, stride in reversed(list(zip(case.sizes.get("conv_kernel", (10, 3, 3, 3, 3, 2, 2)), case.sizes.get("conv_stride", (5, 2, 2, 2, 2, 2, 2))))):
+    kernels, strides = case.sizes.get("conv_kernel", KERNELS), case.sizes.get("conv_stride", STRIDES)
+    hop, field = int(np.prod(strides)), 1
+    for kernel, stride in reversed(list(zip(kernels, strides))):
         field = (field - 1) * stride + kernel
     back, chunk, ahead = (ms * 16 // hop for ms in (640, 160, 320))
     session = onnxruntime.InferenceSession(str(bundle / "tokenizer.onnx"), providers=["CPUExecutionProvider"])

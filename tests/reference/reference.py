@@ -3,6 +3,7 @@ of CUDA) cannot import its training on many machines under Python 3.11, which tr
 
 import glob
 import os
+import subprocess
 import sys
 import types
 import warnings
@@ -24,3 +25,12 @@ os.environ.setdefault("ORT_DYLIB_PATH", next(iter(libraries), ""))
 def engines():
     """Engines that graphs are run on."""
     return ["tract", "ort"] if os.environ["ORT_DYLIB_PATH"] else ["tract"]
+
+
+def run(*command, fails=False):
+    """Runs one of our programs, which must (or, with `fails`, must not) succeed, and never panic."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if (done.returncode != 0) != fails:
+        sys.exit(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+    assert "panicked" not in done.stderr, done.stderr
+    return done

@@ -7,7 +7,6 @@ One thread each. Random weights: times do not depend on them. Also how long the 
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess

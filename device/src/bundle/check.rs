@@ -2,7 +2,9 @@
 
 use std::path::{Component, Path};
 
-use super::{BundleError, DType, FORMAT_VERSION, Manifest, StageEntry, StageName, Stages, TensorEntry};
+use super::{
+    BundleError, DECODER_MAX_DELAY, DType, FORMAT_VERSION, Manifest, StageEntry, StageName, Stages, TOKENIZER_MAX_DELAY, TensorEntry,
+};
 use crate::vocabulary::{SPECIALS, Vocabulary};
 
 impl Manifest {
@@ -60,15 +62,7 @@ impl Manifest {
         let chunk = self.samples_per_unit() * n;
         stage.expect(stage.input("audio")?, DType::F32, &[1, chunk])?;
         stage.chunk(chunk)?;
-        self.whole_units("stage.tokenizer.latency_ms", entry.latency_ms, self.late_units())
-    }
-
-    /// Is so much lateness a whole number of units that a runtime can make up for?
-    fn whole_units(&self, field: &str, ms: f64, units: f64) -> Result<(), BundleError> {
-        if (0.0..=256.0).contains(&units) && (units - units.round()).abs() < 1e-6 {
-            return Ok(());
-        }
-        Err(value(field, ms, "a whole number of units, at most 256"))
+        whole_units("stage.tokenizer.latency_ms", entry.latency_ms, self.late_units(), TOKENIZER_MAX_DELAY)
     }
 
     /// Returns the width of the hidden state.
@@ -114,7 +108,7 @@ impl Manifest {
         let n = units.elements().max(1);
         stage.expect(units, DType::I64, &[1, n])?;
         stage.chunk(n)?;
-        let late = self.whole_units("stage.decoder.latency_ms", entry.latency_ms, self.units_of_ms(entry.latency_ms));
+        let late = whole_units("stage.decoder.latency_ms", entry.latency_ms, self.units_of_ms(entry.latency_ms), DECODER_MAX_DELAY);
         if let Some(audio) = entry.output("audio") {
             stage.expect(audio, DType::F32, &[1, self.samples_per_unit() * n])?;
             return late;
@@ -209,6 +203,14 @@ impl<'a> Side<'a> {
         }
         Err(value(&format!("stage.{}.chunk", self.name), self.entry.chunk, &expected.to_string()))
     }
+}
+
+/// Is so much lateness a whole number of units that a runtime can make up for?
+fn whole_units(field: &str, ms: f64, units: f64, most: usize) -> Result<(), BundleError> {
+    if (0.0..=most as f64).contains(&units) && (units - units.round()).abs() < 1e-6 {
+        return Ok(());
+    }
+    Err(value(field, ms, &format!("a whole number of units, at most {most}")))
 }
 
 fn value(field: &str, found: impl ToString, expected: &str) -> BundleError {

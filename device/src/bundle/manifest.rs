@@ -76,18 +76,16 @@ impl Manifest {
         self.stage.decoder.as_ref().map_or(0.0, |decoder| self.units_of_ms(decoder.latency_ms)).round() as usize
     }
 
-    /// Units by which the tokenizer's units are late: what `stage.tokenizer.latency_ms` says beyond its chunk. Never less than 0,
-    /// which the check sees to.
+    /// Units by which the tokenizer's units are late: what `stage.tokenizer.latency_ms` says beyond its chunk.
     pub fn tokenizer_delay(&self) -> usize {
-        self.late_units().round().max(0.0) as usize
+        self.late_units().round() as usize
     }
 
+    /// The same before rounding, never below 0: bundles from before units could be late may say a latency of 0.
     pub(super) fn late_units(&self) -> f64 {
         let samples = self.samples_per_unit().max(1) as f64;
-        self.stage.tokenizer.as_ref().map_or(0.0, |tokenizer| {
-            // Bundles from before units could be late may say 0.
-            (self.units_of_ms(tokenizer.latency_ms) - tokenizer.chunk as f64 / samples).max(0.0)
-        })
+        let late = |tokenizer: &StageEntry| self.units_of_ms(tokenizer.latency_ms) - tokenizer.chunk as f64 / samples;
+        self.stage.tokenizer.as_ref().map_or(0.0, late).max(0.0)
     }
 
     pub(super) fn units_of_ms(&self, ms: f64) -> f64 {

@@ -37,6 +37,10 @@ use crate::vocabulary::Vocabulary;
 pub const FORMAT_VERSION: u32 = 1;
 /// The name of the manifest in the folder.
 pub const MANIFEST: &str = "bundle.toml";
+/// Most units by which a tokenizer's units may be late beyond its chunk: so much silence is fed at the end of a question.
+pub const TOKENIZER_MAX_DELAY: usize = 256;
+/// Most units by which a decoder's frames may be late: so many pad units are decoded at the end of every answer.
+pub const DECODER_MAX_DELAY: usize = 64;
 
 /// An opened bundle: every file was there, had its size and hash, and the shapes fit together.
 #[derive(Debug, Clone)]

@@ -148,6 +148,20 @@ fn a_tokenizer_may_be_late_by_whole_units() {
 }
 
 #[test]
+fn a_look_ahead_has_an_end() {
+    for (late, within) in [(DECODER_MAX_DELAY, true), (DECODER_MAX_DELAY + 1, false)] {
+        let mut manifest = tiny();
+        of(&mut manifest.stage.decoder).latency_ms = late as f64 * 40.0;
+        assert_eq!(manifest.check().is_ok(), within, "a decoder {late} units late");
+    }
+    for (late, within) in [(TOKENIZER_MAX_DELAY, true), (TOKENIZER_MAX_DELAY + 1, false)] {
+        let mut manifest = tiny();
+        of(&mut manifest.stage.tokenizer).latency_ms = (8 + late) as f64 * 40.0;
+        assert_eq!(manifest.check().is_ok(), within, "a tokenizer {late} units late");
+    }
+}
+
+#[test]
 fn damage_on_disk_is_named() {
     let tmp = tempfile::tempdir().expect("a temporary folder");
     let dir = tmp.path().join("nano");

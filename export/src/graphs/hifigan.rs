@@ -5,7 +5,7 @@
 
 use sa_device::bundle::StageName;
 
-use super::StageGraph;
+use super::{StageGraph, Window};
 use crate::import::hifigan::HifiGan;
 use crate::onnx::{DataType, Graph, Precision, Value};
 use crate::weights::WeightsError;
@@ -13,14 +13,6 @@ use crate::weights::WeightsError;
 /// Slope of the leaky ReLUs, and of the last one (PyTorch's default).
 const SLOPE: f32 = 0.1;
 const LAST_SLOPE: f32 = 0.01;
-
-/// What the window holds, in units.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
-    pub look_back: usize,
-    pub chunk: usize,
-    pub look_ahead: usize,
-}
 
 /// Draws the streaming graph: `units` `[1, chunk]` in, `audio` `[1, chunk · hop]` out, `look_ahead` units late. Unit k, the padding
 /// before and after an utterance, sounds like nothing: its embedding is zeros.

@@ -8,7 +8,7 @@
 
 use sa_device::bundle::StageName;
 
-use super::StageGraph;
+use super::{StageGraph, Window, nearest};
 use crate::import::arrays::Array;
 use crate::import::hubert::{Hubert, StemNorm};
 use crate::onnx::{DataType, Graph, Precision, Value};
@@ -19,27 +19,12 @@ const EPSILON: f32 = 1e-5;
 /// Epsilon of the feature extractor's normalisation in transformers.
 const AUDIO_EPSILON: f32 = 1e-7;
 
-/// What the window holds, in units.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
-    pub look_back: usize,
-    pub chunk: usize,
-    pub look_ahead: usize,
-}
-
-impl Window {
-    fn units(self) -> usize {
-        self.look_back + self.chunk + self.look_ahead
-    }
-}
-
 /// Draws the streaming graph of the first `layers` blocks with their codebook `[k, d]`: `audio` `[1, chunk · hop]` in, `units`
 /// `[1, chunk]` out, which belong to the audio `look_ahead` units and a tail ago.
 pub fn draw(hubert: &Hubert, layers: usize, codebook: &Array, window: Window, precision: Precision) -> Result<StageGraph, WeightsError> {
     let (hop, field) = (hubert.config.hop(), hubert.config.receptive_field());
     let samples = window.chunk * hop;
-    // The last frame's receptive field reaches beyond its hop. Whole hops are kept, so that frames stand where they do offline.
-    let tail = (field - hop).div_ceil(hop);
+    let tail = tail(hubert);
     let total = (window.units() + tail) * hop;
     let kept = total - samples;
     let mut graph = Graph::new("tokenizer", "A HuBERT in a sliding window of audio: units of the chunk in its middle.");
@@ -51,13 +36,19 @@ pub fn draw(hubert: &Hubert, layers: usize, codebook: &Array, window: Window, pr
     let heard = graph.slice(&joined, 1, 0, window.units() * hop + field - hop);
     let features = features(&mut graph, hubert, layers, &heard, precision)?; // [units, d]
     let middle = graph.slice(&features, 0, window.look_back, window.look_back + window.chunk);
-    let units = nearest(&mut graph, codebook, &middle);
+    let units = units(&mut graph, codebook, &middle);
     graph.output("units", &units);
     let latency_ms = 1000.0 * ((window.chunk + window.look_ahead + tail) * hop) as f64 / 16_000.0;
     graph.metadata("look_back", window.look_back);
     graph.metadata("look_ahead", window.look_ahead);
     graph.metadata("layer", layers);
     Ok(StageGraph::new(StageName::Tokenizer, graph, precision, samples, latency_ms))
+}
+
+/// Units that the last frame's receptive field reaches beyond its hop. Whole hops are kept, so that frames stand where they do offline.
+pub fn tail(hubert: &Hubert) -> usize {
+    let (hop, field) = (hubert.config.hop(), hubert.config.receptive_field());
+    (field - hop).div_ceil(hop)
 }
 
 /// Draws the offline graph over exactly `samples` samples: `audio` `[1, samples]` in, `features` `[T, d]` out, and `units` `[1, T]`
@@ -74,7 +65,7 @@ pub fn draw_offline(
     let features = features(&mut graph, hubert, layers, &audio, precision)?;
     graph.output("features", &features);
     if let Some(codebook) = codebook {
-        let units = nearest(&mut graph, codebook, &features);
+        let units = units(&mut graph, codebook, &features);
         graph.output("units", &units);
     }
     Ok(StageGraph::new(StageName::Tokenizer, graph, precision, samples, 1000.0 * samples as f64 / 16_000.0))
@@ -288,12 +279,8 @@ fn block(graph: &mut Graph, hubert: &Hubert, layer: usize, x: &Value, precision:
     layer_norm(graph, hubert, &norm2, &x)
 }
 
-/// argmin of ‖c‖² − 2 x·c over the centroids, `[T, d]` to `[1, T]`, in single precision.
-fn nearest(graph: &mut Graph, codebook: &Array, x: &Value) -> Value {
-    let d = codebook.shape[1];
-    let squares: Vec<f32> = codebook.data.chunks_exact(d).map(|c| c.iter().map(|x| x * x).sum()).collect();
-    let doubled: Vec<f32> = codebook.data.iter().map(|c| -2.0 * c).collect();
-    let distances = graph.scope("codebook", |g| g.linear(x, &doubled, Some(&squares), Precision::Fp32));
-    let units = graph.arg_min(&distances);
+/// The units of `x` `[T, d]`, `[1, T]`.
+fn units(graph: &mut Graph, codebook: &Array, x: &Value) -> Value {
+    let units = graph.scope("codebook", |g| nearest(g, &codebook.data, x));
     graph.reshape(&units, &[1, x.shape()[0]])
 }

@@ -16,6 +16,20 @@ use sa_device::bundle::{FileEntry, StageEntry, StageName, TensorEntry};
 
 use crate::onnx::{DataType, Graph, Precision, Value};
 
+/// What a sliding window holds, in units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    pub look_back: usize,
+    pub chunk: usize,
+    pub look_ahead: usize,
+}
+
+impl Window {
+    fn units(self) -> usize {
+        self.look_back + self.chunk + self.look_ahead
+    }
+}
+
 /// A graph of the bundle and what its manifest entry says.
 #[derive(Debug)]
 pub struct StageGraph {
@@ -100,4 +114,14 @@ fn depthwise(graph: &mut Graph, x: &Value, taps: &[f32], bias: Option<&[f32]>, p
     let mixed = graph.conv(&columns, &weight, bias.as_ref(), 1, d);
     let mixed = graph.reshape(&mixed, &[d, rows + 1 - kernel]);
     graph.transpose(&mixed, &[1, 0])
+}
+
+/// argmin of ‖c‖² − 2 x·c over `centroids` `[k, d]`: `[T, d]` to `[T]`. In single precision whatever the stage's precision: the
+/// differences between near centroids are small.
+fn nearest(graph: &mut Graph, centroids: &[f32], x: &Value) -> Value {
+    let d = x.shape()[1];
+    let squares: Vec<f32> = centroids.chunks_exact(d).map(|c| c.iter().map(|x| x * x).sum()).collect();
+    let doubled: Vec<f32> = centroids.iter().map(|c| -2.0 * c).collect();
+    let distances = graph.linear(x, &doubled, Some(&squares), Precision::Fp32); // [T, k]
+    graph.arg_min(&distances)
 }

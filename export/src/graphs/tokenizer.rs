@@ -5,7 +5,7 @@ use sa_models::audio::{BINS, HOP, LOG_FLOOR, MELS, WINDOW, dft_matrix, hann, mel
 use sa_models::tokenizer::TokenizerConfig;
 use sa_models::tokenizer::config::UNIT_SAMPLES;
 
-use super::{StageGraph, depthwise, rolling_state};
+use super::{StageGraph, depthwise, nearest, rolling_state};
 use crate::onnx::{DataType, Graph, Precision, Value};
 use crate::weights::{Weights, WeightsError};
 
@@ -50,7 +50,8 @@ pub fn draw(config: &TokenizerConfig, weights: &Weights, precision: Precision, f
         let (weight, bias) = (weights.tensor("norm.weight", &[d])?, weights.tensor("norm.bias", &[d])?);
         x = g.scope("norm", |g| g.layer_norm(&x, &weight, &bias, NORM_EPSILON));
     }
-    let units = g.scope("centroids", |g| nearest(g, weights, config, &x))?;
+    let centroids = weights.tensor("centroids", &[config.units, d])?;
+    let units = g.scope("centroids", |g| nearest(g, &centroids, &x));
     let units = g.reshape(&units, &[1, chunk]);
     g.output("units", &units);
     if features {
@@ -183,15 +184,4 @@ fn window(graph: &mut Graph, name: &str, rows: &Value, context: usize) -> Value 
     let kept = graph.reshape(&kept, &[1, heads, context, h]);
     graph.output(&format!("state.{name}.next"), &kept);
     joined
-}
-
-/// argmin of ‖c‖² − 2 x·c over the centroids, `[T, d]` to `[T]`. In single precision whatever the stage's precision:
-/// the differences between near centroids are small.
-fn nearest(graph: &mut Graph, weights: &Weights, config: &TokenizerConfig, x: &Value) -> Result<Value, WeightsError> {
-    let (d, k) = (config.width, config.units);
-    let centroids = weights.tensor("centroids", &[k, d])?;
-    let squares: Vec<f32> = centroids.chunks_exact(d).map(|c| c.iter().map(|x| x * x).sum()).collect();
-    let doubled: Vec<f32> = centroids.iter().map(|c| -2.0 * c).collect();
-    let distances = graph.linear(x, &doubled, Some(&squares), Precision::Fp32); // [T, k]
-    Ok(graph.arg_min(&distances))
 }

@@ -7,18 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::{ImportError, folded, read};
 use crate::weights::{Weights, WeightsError};
-
-/// Why a HiFi-GAN was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum HifiGanError {
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    #[error("cannot read {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("{path}: {message}")]
-    Config { path: PathBuf, message: String },
-}
 
 /// What `config.json` says; names are those of the file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -134,16 +124,15 @@ pub struct HifiGan {
 
 impl HifiGan {
     /// Opens a folder with `config.json` and one generator, or the generator's file beside its `config.json`.
-    pub fn open(path: &Path) -> Result<Self, HifiGanError> {
+    pub fn open(path: &Path) -> Result<Self, ImportError> {
         let (folder, file) = if path.is_dir() {
             (path.to_owned(), generator(path)?)
         } else {
             (path.parent().unwrap_or(Path::new(".")).to_owned(), path.to_owned())
         };
         let config_path = folder.join("config.json");
-        let wrong = |message: String| HifiGanError::Config { path: config_path.clone(), message };
-        let bytes = std::fs::read(&config_path).map_err(|source| HifiGanError::Read { path: config_path.clone(), source })?;
-        let config: HifiGanConfig = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+        let wrong = |message: String| ImportError::Config { path: config_path.clone(), message };
+        let config: HifiGanConfig = serde_json::from_slice(&read(&config_path)?).map_err(|error| wrong(error.to_string()))?;
         config.check().map_err(wrong)?;
         Ok(Self { config, weights: Weights::open(&file)? })
     }
@@ -158,32 +147,20 @@ impl HifiGan {
         self.weights.tensor("dict.weight", &[self.config.num_embeddings, self.config.embedding_dim])
     }
 
-    /// A convolution's kernel and bias; its weight norm (over all axes but the first: Salimans & Kingma 2016), if there is one, folded
-    /// in. `shape` is `[out, in, K]`, of a transposed convolution `[in, out, K]`.
+    /// A convolution's kernel and bias; its weight norm (one gain for each place of the first axis), if there is one, folded in.
+    /// `shape` is `[out, in, K]`, of a transposed convolution `[in, out, K]`.
     pub fn convolution(&self, name: &str, shape: [usize; 3], outputs: usize) -> Result<(Vec<f32>, Vec<f32>), WeightsError> {
         let bias = self.weights.tensor(&format!("{name}.bias"), &[outputs])?;
         if self.weights.shape(&format!("{name}.weight"))?.is_some() {
             return Ok((self.weights.tensor(&format!("{name}.weight"), &shape)?, bias));
         }
-        // PyTorch 2 renamed weight norm's parts.
-        let parametrised = self.weights.shape(&format!("{name}.parametrizations.weight.original1"))?.is_some();
-        let [gain, direction] = match parametrised {
-            true => ["parametrizations.weight.original0", "parametrizations.weight.original1"],
-            false => ["weight_g", "weight_v"],
-        };
-        let gain = self.weights.tensor(&format!("{name}.{gain}"), &[shape[0], 1, 1])?;
-        let mut weight = self.weights.tensor(&format!("{name}.{direction}"), &shape)?;
-        for (row, gain) in weight.chunks_exact_mut(shape[1] * shape[2]).zip(&gain) {
-            let norm = row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
-            row.iter_mut().for_each(|w| *w = (f64::from(*w) * f64::from(*gain) / norm) as f32);
-        }
-        Ok((weight, bias))
+        Ok((folded(&self.weights, name, shape, 0)?, bias))
     }
 }
 
 /// The generator in a folder: the newest of `g_…` (their names are the step), or the one file of weights.
-fn generator(dir: &Path) -> Result<PathBuf, HifiGanError> {
-    let entries = std::fs::read_dir(dir).map_err(|source| HifiGanError::Read { path: dir.into(), source })?;
+fn generator(dir: &Path) -> Result<PathBuf, ImportError> {
+    let entries = std::fs::read_dir(dir).map_err(|source| ImportError::Read { path: dir.into(), source })?;
     let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
     files.sort();
     let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -195,7 +172,7 @@ fn generator(dir: &Path) -> Result<PathBuf, HifiGanError> {
         others => {
             let message =
                 format!("one generator (g_…, .pt, .pth, .bin or .safetensors) is expected, there are {}: name the file", others.len());
-            Err(HifiGanError::Config { path: dir.into(), message })
+            Err(ImportError::Config { path: dir.into(), message })
         }
     }
 }

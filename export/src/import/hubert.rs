@@ -3,23 +3,13 @@
 //! Both become one configuration and one set of names (Hugging Face's); the shapes of the network are HuBERT's base and large
 //! (Hsu et al. 2021) and mHuBERT-25Hz's, which has one more convolution of stride 2 and a batch norm before its positions.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 
 use super::pickle::{Id, Pickle, Value};
+use super::{ImportError, folded, read};
 use crate::weights::{Weights, WeightsError};
-
-/// Why a HuBERT checkpoint was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum HubertError {
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    #[error("cannot read {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("{path}: {message}")]
-    Config { path: PathBuf, message: String },
-}
 
 /// How the stem is normalised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -193,9 +183,9 @@ pub struct Hubert {
 
 impl Hubert {
     /// Opens a folder in Hugging Face's layout or a `.pt` of fairseq.
-    pub fn open(path: &Path) -> Result<Self, HubertError> {
+    pub fn open(path: &Path) -> Result<Self, ImportError> {
         let (config, weights, names) = if path.is_dir() { open_folder(path)? } else { open_fairseq(path)? };
-        config.check().map_err(|message| HubertError::Config { path: path.into(), message })?;
+        config.check().map_err(|message| ImportError::Config { path: path.into(), message })?;
         Ok(Self { config, weights, names })
     }
 
@@ -214,28 +204,14 @@ impl Hubert {
         Ok(self.weights.shape(&self.stored_name(name))?.is_some())
     }
 
-    /// The positional convolution's kernel `[d, d / groups, K]`, its weight norm (over all but the taps: Salimans & Kingma 2016,
-    /// `dim=2`) folded in: `g · v / ‖v‖`.
+    /// The positional convolution's kernel `[d, d / groups, K]`, its weight norm (one gain a tap), where it has one, folded in.
     pub fn position_weight(&self) -> Result<Vec<f32>, WeightsError> {
         let HubertConfig { width: d, position_groups: groups, position_kernel: taps, .. } = self.config;
-        let name = |field: &str| format!("encoder.pos_conv_embed.conv.{field}");
-        let shape = [d, d / groups, taps];
-        if self.config.position_batch_norm {
-            return self.tensor(&name("weight"), &shape);
+        let (name, shape) = ("encoder.pos_conv_embed.conv", [d, d / groups, taps]);
+        match self.config.position_batch_norm {
+            true => self.tensor(&format!("{name}.weight"), &shape),
+            false => folded(&self.weights, &self.stored_name(name), shape, 2),
         }
-        // PyTorch 2 renamed weight norm's parts.
-        let parts = if self.has(&name("parametrizations.weight.original1"))? {
-            ["parametrizations.weight.original0", "parametrizations.weight.original1"]
-        } else {
-            ["weight_g", "weight_v"]
-        };
-        let gain = self.tensor(&name(parts[0]), &[1, 1, taps])?;
-        let mut weight = self.tensor(&name(parts[1]), &shape)?;
-        for (tap, gain) in gain.iter().enumerate() {
-            let norm = weight.iter().skip(tap).step_by(taps).map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
-            weight.iter_mut().skip(tap).step_by(taps).for_each(|w| *w = (f64::from(*w) * f64::from(*gain) / norm) as f32);
-        }
-        Ok(weight)
     }
 
     fn stored_name(&self, name: &str) -> String {
@@ -255,7 +231,7 @@ fn fairseq_name(name: &str, config: &HubertConfig) -> String {
         let field = field.replacen("conv.", "0.", 1).replacen("layer_norm.", &format!("{norm}."), 1);
         return format!("feature_extractor.conv_layers.{layer}.{field}");
     }
-    let convolution = if config.position_batch_norm { "encoder.pos_conv.1." } else { "encoder.pos_conv.0." };
+    let convolution = if config.position_batch_norm { "encoder.pos_conv.1" } else { "encoder.pos_conv.0" };
     const PARTS: [(&str, &str); 6] = [
         ("feature_projection.layer_norm.", "layer_norm."),
         ("feature_projection.projection.", "post_extract_proj."),
@@ -264,7 +240,7 @@ fn fairseq_name(name: &str, config: &HubertConfig) -> String {
         (".feed_forward.intermediate_dense.", ".fc1."),
         (".feed_forward.output_dense.", ".fc2."),
     ];
-    if let Some(field) = name.strip_prefix("encoder.pos_conv_embed.conv.") {
+    if let Some(field) = name.strip_prefix("encoder.pos_conv_embed.conv") {
         return format!("{convolution}{field}");
     }
     if let Some(field) = name.strip_prefix("encoder.pos_conv_embed.batch_norm.") {
@@ -278,12 +254,8 @@ fn fairseq_name(name: &str, config: &HubertConfig) -> String {
 
 type Opened = (HubertConfig, Weights, Names);
 
-fn open_folder(dir: &Path) -> Result<Opened, HubertError> {
-    let read = |name: &str| {
-        let path = dir.join(name);
-        std::fs::read(&path).map_err(|source| HubertError::Read { path, source })
-    };
-    let wrong = |message: String| HubertError::Config { path: dir.join("config.json"), message };
+fn open_folder(dir: &Path) -> Result<Opened, ImportError> {
+    let wrong = |message: String| ImportError::Config { path: dir.join("config.json"), message };
     #[derive(Deserialize)]
     struct Preprocessor {
         #[serde(default = "yes")]
@@ -293,7 +265,7 @@ fn open_folder(dir: &Path) -> Result<Opened, HubertError> {
         true
     }
     // Without a preprocessor's settings the audio is taken as it is.
-    let normalise = match read("preprocessor_config.json") {
+    let normalise = match read(&dir.join("preprocessor_config.json")) {
         Ok(bytes) => {
             serde_json::from_slice::<Preprocessor>(&bytes)
                 .map_err(|error| wrong(format!("preprocessor_config.json: {error}")))?
@@ -301,15 +273,15 @@ fn open_folder(dir: &Path) -> Result<Opened, HubertError> {
         }
         Err(_) => false,
     };
-    let config: HuggingFace = serde_json::from_slice(&read("config.json")?).map_err(|error| wrong(error.to_string()))?;
+    let config: HuggingFace = serde_json::from_slice(&read(&dir.join("config.json"))?).map_err(|error| wrong(error.to_string()))?;
     let config = config.config(normalise).map_err(wrong)?;
     let weights = Weights::open_folder(dir)?;
     let prefixed = weights.shape("hubert.feature_projection.projection.weight")?.is_some();
     Ok((config, weights, Names::HuggingFace(if prefixed { "hubert." } else { "" })))
 }
 
-fn open_fairseq(path: &Path) -> Result<Opened, HubertError> {
-    let wrong = |message: String| HubertError::Config { path: path.into(), message };
+fn open_fairseq(path: &Path) -> Result<Opened, ImportError> {
+    let wrong = |message: String| ImportError::Config { path: path.into(), message };
     let weights = Weights::open(path)?;
     let torch = weights.torch().ok_or_else(|| wrong("a folder of Hugging Face or a .pt of fairseq is expected".into()))?;
     let pickle = &torch.pickle;

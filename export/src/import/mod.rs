@@ -8,3 +8,49 @@ pub mod hifigan;
 pub mod hubert;
 pub mod pickle;
 pub mod torch;
+
+use std::path::{Path, PathBuf};
+
+use crate::weights::{Weights, WeightsError};
+
+/// Why a public checkpoint was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    /// `config.json` (or what stands in its place) asks for something that this program does not have.
+    #[error("{path}: {message}")]
+    Config { path: PathBuf, message: String },
+}
+
+/// The bytes of a file.
+fn read(path: &Path) -> Result<Vec<u8>, ImportError> {
+    std::fs::read(path).map_err(|source| ImportError::Read { path: path.into(), source })
+}
+
+/// The kernel `name` under weight norm (Salimans & Kingma 2016), folded: `g · v / ‖v‖`, one gain for each place of `axis` (`dim` of
+/// PyTorch's `weight_norm`).
+fn folded(weights: &Weights, name: &str, shape: [usize; 3], axis: usize) -> Result<Vec<f32>, WeightsError> {
+    // PyTorch 2 renamed the parts.
+    let parametrised = weights.shape(&format!("{name}.parametrizations.weight.original1"))?.is_some();
+    let [gain, direction] = match parametrised {
+        true => ["parametrizations.weight.original0", "parametrizations.weight.original1"],
+        false => ["weight_g", "weight_v"],
+    };
+    let mut gains = [1; 3];
+    gains[axis] = shape[axis];
+    let gain = weights.tensor(&format!("{name}.{gain}"), &gains)?;
+    let mut weight = weights.tensor(&format!("{name}.{direction}"), &shape)?;
+    let inner: usize = shape[axis + 1..].iter().product();
+    let place = |i: usize| i / inner % shape[axis];
+    let mut squares = vec![0.0f64; shape[axis]];
+    for (i, w) in weight.iter().enumerate() {
+        squares[place(i)] += f64::from(*w).powi(2);
+    }
+    for (i, w) in weight.iter_mut().enumerate() {
+        *w = (f64::from(*w) * f64::from(gain[place(i)]) / squares[place(i)].sqrt()) as f32;
+    }
+    Ok(weight)
+}

@@ -1,0 +1,97 @@
+//! Where a bundle goes and what it says of itself: the part of an export that is the same for every network.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use sa_device::bundle::{BundleWriter, FORMAT_VERSION, Layout, Manifest, StageName, Stages, sha256_file};
+
+use crate::graphs::StageGraph;
+
+/// All audio, in samples a second.
+pub(crate) const RATE: usize = 16_000;
+
+/// The bundle to write.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Its folder; a bundle that is there is replaced.
+    pub output: PathBuf,
+    pub name: String,
+    /// Licence of the weights, an SPDX expression.
+    pub licence: String,
+    /// Where the weights come from, in words.
+    pub provenance: String,
+}
+
+impl Target {
+    /// Begins the bundle; folders above it are made. Dropping the writer leaves nothing behind.
+    pub fn writer(&self) -> Result<BundleWriter> {
+        if let Some(parent) = self.output.parent().filter(|p| !p.as_os_str().is_empty()) {
+            std::fs::create_dir_all(parent).with_context(|| format!("making the folder {}", parent.display()))?;
+        }
+        Ok(BundleWriter::create(&self.output)?)
+    }
+
+    /// A manifest without stages, made from the checkpoint of this SHA-256.
+    pub fn manifest(&self, source_checkpoint: String) -> Manifest {
+        Manifest {
+            format_version: FORMAT_VERSION,
+            name: self.name.clone(),
+            created_by: concat!("sa-export ", env!("CARGO_PKG_VERSION")).into(),
+            source_checkpoint,
+            sample_rate: RATE as u32,
+            unit_rate: 25,
+            k: 1,
+            group: 1,
+            layout: Layout::InterleavedWords,
+            transcript: false,
+            minimum_memory_mb: 0,
+            licence: self.licence.clone(),
+            provenance: self.provenance.clone(),
+            vocabulary: None,
+            special_tokens: Default::default(),
+            stage: Stages::default(),
+            measured: Default::default(),
+        }
+    }
+
+    /// The manifest of a bundle with one stage over `k` units of `hop` samples, whose weights are the file `source`.
+    pub fn part(&self, source: &Path, graph: &StageGraph, k: usize, hop: usize) -> Result<Manifest> {
+        let entry = Some(graph.entry());
+        let stage = match graph.stage {
+            StageName::Tokenizer => Stages { tokenizer: entry, ..Stages::default() },
+            StageName::Lm => Stages { lm: entry, ..Stages::default() },
+            StageName::Head => Stages { head: entry, ..Stages::default() },
+            StageName::Decoder => Stages { decoder: entry, ..Stages::default() },
+        };
+        let sha256 = sha256_file(source).with_context(|| format!("reading {}", source.display()))?;
+        Ok(Manifest {
+            unit_rate: (RATE / hop) as u32,
+            k,
+            // While it is loaded, the file, its parsed form and the engine's form are there at once.
+            minimum_memory_mb: (3 * graph.onnx.len() / 1_000_000) as u32 + 40,
+            stage,
+            ..self.manifest(sha256)
+        })
+    }
+
+    /// Refuses an output that is or holds an input.
+    pub fn refuse_overwriting(&self, inputs: &[&Path]) -> Result<()> {
+        let Ok(output) = self.output.canonicalize() else { return Ok(()) };
+        for input in inputs {
+            let input = input.canonicalize().with_context(|| format!("opening {}", input.display()))?;
+            ensure!(
+                !input.starts_with(&output),
+                "{} lies in the output, which would be replaced: choose another --output",
+                input.display()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A bar of so many steps.
+pub(crate) fn progress(steps: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} ({elapsed})");
+    ProgressBar::new(steps).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
