@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Something that happened in a turn. As JSON: one object, its kind in `event`.
 #[derive(Debug, Clone, Serialize)]
@@ -30,7 +30,7 @@ pub enum Event {
 }
 
 /// How an answer ended.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Stopped {
@@ -48,14 +48,14 @@ pub enum Stopped {
 }
 
 /// A call and what came of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallReport {
     /// Tool and arguments.
     pub call: String,
     /// What the model read.
     pub result: String,
     /// What went wrong, for the user.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
 
