@@ -1,6 +1,7 @@
 //! The command line of `sa-agent`. Settings come from `--config FILE`, the environment (`SA_…`) and flags, in that
 //! rising order.
 
+mod around;
 mod bench;
 mod output;
 mod replay;

@@ -11,6 +11,7 @@ use sa_device::pipeline::{Agent, AgentError, Event};
 use sa_device::tools::Tools;
 
 use super::Usage;
+use super::around::{Around, Company};
 use super::output::{Ready, Screen};
 use super::settings::Common;
 
@@ -18,6 +19,8 @@ use super::settings::Common;
 pub struct Args {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    around: Around,
     /// A WAV file with a spoken question; several are turns of one conversation.
     #[arg(long, short, value_name = "WAV", required = true, num_args = 1..)]
     input: Vec<PathBuf>,
@@ -44,8 +47,9 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let outputs = outputs(&args)?;
-    let settings = args.common.resolve()?;
-    let tools = match args.tools.as_ref().or(settings.tools.as_ref()) {
+    let mut settings = args.common.resolve()?;
+    args.around.resolve(&mut settings);
+    let mut tools = match args.tools.as_ref().or(settings.tools.as_ref()) {
         Some(path) => Tools::load(path).context("while reading the tools")?,
         None => Tools::built_in(),
     };
@@ -54,17 +58,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut screen = Screen::new(args.json);
     let pace = if args.realtime || settings.realtime { Pace::RealTime } else { Pace::Fast };
     let name = bundle.manifest().name.clone();
+    let mut company = Company::open(&mut settings, &bundle, &mut tools)?;
     let mut agent = Agent::open(&*engine, bundle, tools, settings.conversation).context("while loading the bundle")?;
     let mut device = WavDevice::new(args.input, outputs, pace, agent.longest_question())?;
     screen.ready(&Ready { bundle: &name, engine: engine.name(), ms: started.elapsed().as_secs_f64() * 1e3 })?;
 
     let mut failed = false;
+    company.look(agent.tools(), &mut screen)?;
     while let Some(capture) = device.capture()? {
         if args.fresh {
             agent.forget()?;
+            company.forgotten();
         }
+        let capture = company.begins(capture);
         let mut shown = Ok(());
         let mut listener = |event: &Event| {
+            company.event(event);
             if shown.is_ok() {
                 shown = screen.event(event);
             }
@@ -72,15 +81,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let turn = agent.turn(&capture, &mut device, &mut listener);
         shown?;
         match turn {
-            Ok(_) => {}
+            Ok(turn) => company.turn(&turn),
             // A question's file is at fault: the next may be better. Anything else would come again.
             Err(AgentError::Audio(error)) if !matches!(error, AudioError::Write { .. }) => {
                 screen.failed(&capture.source, &error)?;
+                company.failed(&error.to_string());
                 failed = true;
             }
             Err(error) => return Err(error).with_context(|| format!("while answering {}", capture.source)),
         }
+        company.look(agent.tools(), &mut screen)?;
     }
+    company.close(&mut screen)?;
     Ok(if failed { ExitCode::from(1) } else { ExitCode::SUCCESS })
 }
 

@@ -146,6 +146,9 @@ mod tests {
             assert_eq!(found.iter().map(|d| d.decision).collect::<Vec<_>>(), [decision]);
         }
         let difference = units("units", &[4, 5], &[4, 5, 6]).expect("longer");
-        assert_eq!((difference.logged.as_str(), difference.now.as_str()), ("2 units; they end at number 2", "3 units; number 2 is 6; 0 differ"));
+        assert_eq!(
+            (difference.logged.as_str(), difference.now.as_str()),
+            ("2 units; they end at number 2", "3 units; number 2 is 6; 0 differ")
+        );
     }
 }

@@ -78,7 +78,11 @@ impl Form {
     /// A form from its text and the values of its placeholders; every placeholder has values, and all values are used.
     pub fn parse(call: Option<&str>, values: &BTreeMap<String, Allowed>) -> Result<Self, String> {
         let Some(call) = call else {
-            return if values.is_empty() { Ok(Self::default()) } else { Err("`values` need a `call` that they are the values of".to_owned()) };
+            return if values.is_empty() {
+                Ok(Self::default())
+            } else {
+                Err("`values` need a `call` that they are the values of".to_owned())
+            };
         };
         let part = |word: &str| match placeholder(word) {
             Some(name) => {
@@ -216,10 +220,13 @@ mod tests {
 
     #[test]
     fn only_what_is_listed_fits() {
-        let form = form("{a_room} {b_level} percent", "a_room = [\"living\", \"living room\"]\nb_level = { from = 0, to = 100 }").expect("sound");
+        let form =
+            form("{a_room} {b_level} percent", "a_room = [\"living\", \"living room\"]\nb_level = { from = 0, to = 100 }").expect("sound");
         assert_eq!(matched(&form, "living room twenty five percent"), Some(vec!["living room".into(), "25".into()]));
         assert_eq!(matched(&form, "living zero percent"), Some(vec!["living".into(), "0".into()]));
-        for wrong in ["living room percent", "kitchen five percent", "living five", "living one hundred one percent", "living five percent off"] {
+        for wrong in
+            ["living room percent", "kitchen five percent", "living five", "living one hundred one percent", "living five percent off"]
+        {
             assert_eq!(matched(&form, wrong), None, "{wrong}");
         }
         assert_eq!(form.to_string(), "{a_room} {b_level} percent");

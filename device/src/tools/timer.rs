@@ -122,6 +122,9 @@ mod tests {
         assert_eq!(at(&mut timers, 0.0, "set one hour"), "ok");
         assert_eq!(timers.due(START.later(60.0)).0[0].words, "one minute");
         assert_eq!(at(&mut timers, 61.0, "cancel"), "ok");
-        assert_eq!((timers.ringing().count(), at(&mut timers, 61.0, "status").as_str()), (0, "fifty eight minutes fifty nine seconds left"));
+        assert_eq!(
+            (timers.ringing().count(), at(&mut timers, 61.0, "status").as_str()),
+            (0, "fifty eight minutes fifty nine seconds left")
+        );
     }
 }

@@ -42,7 +42,9 @@ impl Volume {
                 let level = words::read_number(rest).filter(|(level, _)| (0.0..=100.0).contains(level));
                 match level.map(|(level, taken)| (level, &rest[taken..])) {
                     Some((level, [] | ["percent"])) => self.set(level.round() as u8),
-                    _ => return Outcome::problem("failed", format!("the volume goes from zero to one hundred, not to `{}`", rest.join(" "))),
+                    _ => {
+                        return Outcome::problem("failed", format!("the volume goes from zero to one hundred, not to `{}`", rest.join(" ")));
+                    }
                 }
                 Outcome::ok("ok")
             }
