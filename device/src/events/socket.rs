@@ -131,7 +131,7 @@ mod tests {
         fs::write(&path, b"mine").expect("writable");
         assert!(matches!(Socket::bind(&path), Err(SocketError::Taken { .. })));
         fs::remove_file(&path).expect("ours");
-        let socket = Socket::bind(&path).expect("room");
+        let _socket = Socket::bind(&path).expect("room");
         assert!(matches!(Socket::bind(&path), Err(SocketError::Busy { .. })));
         // As after a kill: the socket's file stays, and nobody listens.
         let stale = dir.path().join("stale");

@@ -43,7 +43,10 @@ impl Volume {
                 match level.map(|(level, taken)| (level, &rest[taken..])) {
                     Some((level, [] | ["percent"])) => self.set(level.round() as u8),
                     _ => {
-                        return Outcome::problem("failed", format!("the volume goes from zero to one hundred, not to `{}`", rest.join(" ")));
+                        return Outcome::problem(
+                            "failed",
+                            format!("the volume goes from zero to one hundred, not to `{}`", rest.join(" ")),
+                        );
                     }
                 }
                 Outcome::ok("ok")
