@@ -121,11 +121,9 @@ impl Company {
         Ok(())
     }
 
-    /// The conversation is over: waits for the log's disk.
-    pub fn close(mut self, screen: &mut Screen) -> std::io::Result<()> {
-        match self.log.take().and_then(FieldLog::close) {
-            Some(problem) => screen.problem(&problem),
-            None => Ok(()),
-        }
+    /// The conversation is over: waits for the log's disk and for the programs of the last events.
+    pub fn close(self, screen: &mut Screen) -> std::io::Result<()> {
+        let problems = [self.log.and_then(FieldLog::close), self.events.close()];
+        problems.into_iter().flatten().try_for_each(|problem| screen.problem(&problem))
     }
 }

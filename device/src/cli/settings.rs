@@ -78,10 +78,16 @@ impl Common {
 fn read(path: &Path) -> anyhow::Result<File> {
     let text = std::fs::read_to_string(path).with_context(|| format!("while reading the settings {}", path.display()))?;
     let mut file: File = toml::from_str(&text).with_context(|| format!("while reading the settings {}", path.display()))?;
-    let folder = path.parent().unwrap_or(Path::new("."));
+    // A bare file name has the empty path as its folder; joined to that, a program would be looked for in PATH.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let paths = [&mut file.bundle, &mut file.tools, &mut file.ort_library, &mut file.state, &mut file.field_log, &mut file.events_socket];
     for inside in paths.into_iter().flatten() {
         *inside = folder.join(&*inside);
+    }
+    for program in file.hook.values_mut().filter_map(|hook| hook.program.first_mut()) {
+        if let Some(beside) = program.strip_prefix("./") {
+            *program = folder.join(beside).to_string_lossy().into_owned();
+        }
     }
     Ok(file)
 }

@@ -6,11 +6,13 @@
 //! seconds = 2.0                               # time limit, then it is killed (2 by default, 30 at most)
 //! environment = ["HOME"]                      # passed through; everything else but PATH is cleared
 //! ```
+//! A path that begins with `./` is looked up beside the settings file.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use serde::Deserialize;
 
@@ -62,10 +64,12 @@ struct Job {
     line: Vec<u8>,
 }
 
-/// The programs, started in the order of the events by a thread of their own.
+/// The programs, started in the order of the events by a thread of their own. Dropped, it waits for those that run, which their time
+/// limits bound: the last event is often the one that switches the light off.
 pub struct Hooks {
     names: Vec<String>,
-    jobs: SyncSender<Job>,
+    jobs: Option<SyncSender<Job>>,
+    starter: Option<JoinHandle<()>>,
     problems: Receiver<String>,
     left_out: Arc<AtomicUsize>,
 }
@@ -96,8 +100,8 @@ impl Hooks {
         let (jobs, work) = sync_channel(WAITING);
         let (tell, problems) = sync_channel(WAITING);
         let counter = left_out.clone();
-        std::thread::spawn(move || start(&table, &work, &tell, &counter));
-        Ok(Some(Self { names, jobs, problems, left_out }))
+        let starter = std::thread::spawn(move || start(&table, &work, &tell, &counter));
+        Ok(Some(Self { names, jobs: Some(jobs), starter: Some(starter), problems, left_out }))
     }
 
     /// Is there a program for this event?
@@ -107,8 +111,18 @@ impl Hooks {
 
     /// Runs the program of an event, or leaves it out where too many run already. Returns at once.
     pub(super) fn run(&mut self, name: &str, line: Vec<u8>) {
-        if self.jobs.try_send(Job { name: name.to_owned(), line }).is_err() {
+        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.try_send(Job { name: name.to_owned(), line }).is_ok());
+        if !sent {
             self.left_out.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits for the programs that run or are to run; nothing more is run afterwards.
+    pub(super) fn finish(&mut self) {
+        self.jobs = None;
+        if let Some(starter) = self.starter.take() {
+            // Had it panicked, there would be nothing left to wait for.
+            let _ = starter.join();
         }
     }
 
@@ -122,9 +136,16 @@ impl Hooks {
     }
 }
 
-/// Starts programs one after the other, and does not wait for their end.
+impl Drop for Hooks {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// Starts programs one after the other; waits for their end when there will be no more.
 fn start(table: &HooksTable, work: &Receiver<Job>, tell: &SyncSender<String>, left_out: &AtomicUsize) {
     let running = Arc::new(AtomicUsize::new(0));
+    let mut waiting: Vec<JoinHandle<()>> = Vec::new();
     for Job { name, line } in work {
         let Some(hook) = table.get(&name) else { continue };
         if running.load(Ordering::Acquire) >= IN_FLIGHT {
@@ -136,22 +157,26 @@ fn start(table: &HooksTable, work: &Receiver<Job>, tell: &SyncSender<String>, le
             Ok(program) => {
                 running.fetch_add(1, Ordering::AcqRel);
                 let (running, tell) = (running.clone(), tell.clone());
-                std::thread::spawn(move || {
+                waiting.retain(|thread| !thread.is_finished());
+                waiting.push(std::thread::spawn(move || {
                     if let Err(failure) = program.finish() {
                         // Nobody may be asking.
                         let _ = tell.try_send(format!("hook `{name}`: {failure}"));
                     }
                     running.fetch_sub(1, Ordering::AcqRel);
-                });
+                }));
             }
             Err(failure) => drop(tell.try_send(format!("hook `{name}`: {failure}"))),
         }
+    }
+    for thread in waiting {
+        // It does not panic; if it did, its program would be all that is lost.
+        let _ = thread.join();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::time::{Duration, Instant};
 
     use super::*;
@@ -160,28 +185,17 @@ mod tests {
         Hooks::new(toml::from_str(text).expect("a table"))
     }
 
-    /// The content of a file, once there is some.
-    fn wait_for(path: &Path, wanted: impl Fn(&str) -> bool) -> String {
-        let started = Instant::now();
-        loop {
-            let text = std::fs::read_to_string(path).unwrap_or_default();
-            if wanted(&text) {
-                return text;
-            }
-            assert!(started.elapsed() < Duration::from_secs(60), "{} never came: {text}", path.display());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
     #[test]
     fn a_program_gets_the_event() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let out = dir.path().join("out");
-        let script = format!("cat >{0}.part; echo $SA_EVENT ${{HOME:-nowhere}} >>{0}.part; mv {0}.part {0}", out.display());
+        let script = format!("cat >>{0}; echo $SA_EVENT ${{HOME:-nowhere}} >>{0}", out.display());
         let mut hooks = hooks(&format!("[error]\nprogram = [\"/bin/sh\", \"-c\", {script:?}]\n")).expect("sound").expect("one");
         assert!(hooks.has("error") && !hooks.has("wake"));
         hooks.run("error", b"{\"event\":\"error\"}\n".to_vec());
-        assert_eq!(wait_for(&out, |text| !text.is_empty()), "{\"event\":\"error\"}\nerror nowhere\n");
+        drop(hooks);
+        let text = std::fs::read_to_string(out).expect("it has run to its end");
+        assert_eq!(text, "{\"event\":\"error\"}\nerror nowhere\n");
     }
 
     #[test]

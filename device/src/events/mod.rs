@@ -128,6 +128,14 @@ impl Events {
         self.hooks.as_mut().and_then(Hooks::problem)
     }
 
+    /// Waits for the programs that run, and returns what went wrong.
+    pub fn close(mut self) -> Option<String> {
+        if let Some(hooks) = &mut self.hooks {
+            hooks.finish();
+        }
+        self.problem()
+    }
+
     /// Any event of a name of [`NAMES`]. Returns at once.
     pub fn tell(&mut self, name: &str, event: &impl Serialize) {
         let wanted = self.hooks.as_ref().is_some_and(|hooks| hooks.has(name));

@@ -27,7 +27,8 @@ pub fn call(schedule: &mut Schedule, arguments: &[&str], instead: bool, now: Now
         },
         ["status"] | [] => match schedule.next(Kind::Timer, now) {
             // Rounded up: a timer that was just set for five minutes says five minutes.
-            Some(timer) => Outcome::ok(format!("{} left", words::duration(timer.left(now).ceil() as u64))),
+            // Less a millisecond, for the moments are differences of large numbers.
+            Some(timer) => Outcome::ok(format!("{} left", words::duration((timer.left(now) - 1e-3).ceil() as u64))),
             None => Outcome::ok("none"),
         },
         ["cancel" | "stop"] => some(schedule.silence(Some(Kind::Timer)) || schedule.remove_last(Kind::Timer).is_some()),
