@@ -21,6 +21,8 @@ need cc gcc
 if [ "$wanted" = test ] || [ "$wanted" = train ]; then
   need espeak-ng espeak-ng # voices and phones of the corpus
   need flite flite # the voice that the agent copies
+  [ "$wanted" = train ] || [ -x /usr/sbin/mosquitto ] || need mosquitto mosquitto # the broker that messages are tested against
+  [ "$wanted" = train ] || need mosquitto_sub mosquitto-clients
   python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 fi
 # Debian packages, as root or by sudo

@@ -3,7 +3,7 @@
 //! ```text
 //! bundle ── engine ── stage ── pipeline ── sa-agent
 //!    └ vocabulary        tools ──┘  │
-//!                        audio ─────┘
+//!                        audio ─────┘  field, events
 //! ```
 //! | module | purpose |
 //! |---|---|
@@ -14,12 +14,16 @@
 //! | [`tools`], [`words`] | calls of the model carried out; numbers and any text as words |
 //! | [`audio`] | devices and WAV files |
 //! | [`pipeline`] | the conversation |
+//! | [`field`] | the log of what happened, and its replay |
+//! | [`events`] | the conversation told to other programs: hooks, a socket |
 //!
 //! Nothing here depends on training code.
 
 pub mod audio;
 pub mod bundle;
 pub mod engine;
+pub mod events;
+pub mod field;
 pub mod pipeline;
 pub mod stage;
 pub mod tools;

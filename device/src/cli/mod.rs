@@ -1,8 +1,10 @@
 //! The command line of `sa-agent`. Settings come from `--config FILE`, the environment (`SA_…`) and flags, in that
 //! rising order.
 
+mod around;
 mod bench;
 mod output;
+mod replay;
 mod settings;
 mod talk;
 
@@ -30,6 +32,8 @@ struct Cli {
 enum Command {
     /// One or more turns from files, through the live pipeline.
     Talk(talk::Args),
+    /// A field log through the same pipeline again: where does it decide otherwise?
+    Replay(replay::Args),
     /// How fast each stage of a bundle is on this machine.
     Bench(bench::Args),
 }
@@ -39,6 +43,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Talk(args) => talk::run(args),
+        Command::Replay(args) => replay::run(args),
         Command::Bench(args) => bench::run(args),
     };
     match done {

@@ -4,6 +4,8 @@ use std::io::{self, Write};
 
 use sa_device::audio::AudioError;
 use sa_device::pipeline::{Event, Stopped, Turn};
+use sa_device::tools::{Due, Kind};
+use sa_device::words;
 use serde::Serialize;
 
 /// The agent is loaded.
@@ -54,6 +56,36 @@ impl Screen {
             Event::Turn(turn) if turn.stopped != Stopped::Silence => answered(&mut out, turn),
             _ => Ok(()),
         }
+    }
+
+    /// A timer, an alarm or a reminder.
+    pub fn due(&mut self, due: &Due) -> io::Result<()> {
+        if self.json {
+            return self.line("due", due);
+        }
+        let late = match due.late_s {
+            late if late < 60.0 => String::new(),
+            late => format!(" ({} late)", words::duration(late as u64)),
+        };
+        let what = match due.kind {
+            Kind::Timer => format!("the timer for {} is over", due.words),
+            Kind::Alarm => format!("alarm: {}", due.words),
+            _ => format!("reminder: {}", due.words),
+        };
+        writeln!(io::stdout(), "\n(due)  {what}{late}")
+    }
+
+    /// Something went wrong beside the conversation.
+    pub fn problem(&mut self, message: &str) -> io::Result<()> {
+        #[derive(Serialize)]
+        struct Problem<'a> {
+            message: &'a str,
+        }
+        eprintln!("sa-agent: {message}");
+        if self.json {
+            return self.line("error", &Problem { message });
+        }
+        Ok(())
     }
 
     pub fn failed(&mut self, source: &str, error: &AudioError) -> io::Result<()> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use sa_device::bundle::Bundle;
 use sa_device::engine::{Device, Engine, EngineName, Wish};
+use sa_device::events::HooksTable;
 use sa_device::pipeline::Settings;
 use serde::Deserialize;
 
@@ -29,7 +30,7 @@ pub struct Common {
     /// With 2 or more, the decoder speaks on a thread of its own.
     #[arg(long, value_name = "N", env = "SA_THREADS", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub threads: Option<u32>,
-    /// Settings file (TOML): bundle, engine, device, ort_library, threads, tools, realtime, and a table `conversation` of limits.
+    /// Settings file (TOML); the example `device/examples/settings.toml` has every key.
     #[arg(long, value_name = "FILE", env = "SA_CONFIG")]
     pub config: Option<PathBuf>,
 }
@@ -45,6 +46,12 @@ pub struct File {
     pub threads: Option<u32>,
     pub tools: Option<PathBuf>,
     pub realtime: bool,
+    pub state: Option<PathBuf>,
+    pub field_log: Option<PathBuf>,
+    pub field_log_mb: Option<u32>,
+    pub field_log_units_only: bool,
+    pub events_socket: Option<PathBuf>,
+    pub hook: HooksTable,
     pub conversation: Settings,
 }
 
@@ -71,9 +78,16 @@ impl Common {
 fn read(path: &Path) -> anyhow::Result<File> {
     let text = std::fs::read_to_string(path).with_context(|| format!("while reading the settings {}", path.display()))?;
     let mut file: File = toml::from_str(&text).with_context(|| format!("while reading the settings {}", path.display()))?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    for inside in [&mut file.bundle, &mut file.tools, &mut file.ort_library].into_iter().flatten() {
+    // A bare file name has the empty path as its folder; joined to that, a program would be looked for in PATH.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let paths = [&mut file.bundle, &mut file.tools, &mut file.ort_library, &mut file.state, &mut file.field_log, &mut file.events_socket];
+    for inside in paths.into_iter().flatten() {
         *inside = folder.join(&*inside);
+    }
+    for program in file.hook.values_mut().filter_map(|hook| hook.program.first_mut()) {
+        if let Some(beside) = program.strip_prefix("./") {
+            *program = folder.join(beside).to_string_lossy().into_owned();
+        }
     }
     Ok(file)
 }

@@ -7,10 +7,12 @@ use std::time::Instant;
 
 use anyhow::Context;
 use sa_device::audio::{self, AudioDevice, AudioError, Pace, WavDevice};
-use sa_device::pipeline::{Agent, AgentError, CallReport, Event, Turn};
+use sa_device::field::Past;
+use sa_device::pipeline::{Agent, AgentError, Event, Turn};
 use sa_device::tools::Tools;
 
 use super::Usage;
+use super::around::{Around, Company};
 use super::output::{Ready, Screen};
 use super::settings::Common;
 
@@ -18,6 +20,8 @@ use super::settings::Common;
 pub struct Args {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    around: Around,
     /// A WAV file with a spoken question; several are turns of one conversation.
     #[arg(long, short, value_name = "WAV", required = true, num_args = 1..)]
     input: Vec<PathBuf>,
@@ -47,8 +51,9 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let outputs = outputs(&args)?;
-    let settings = args.common.resolve()?;
-    let tools = match args.tools.as_ref().or(settings.tools.as_ref()) {
+    let mut settings = args.common.resolve()?;
+    args.around.resolve(&mut settings);
+    let mut tools = match args.tools.as_ref().or(settings.tools.as_ref()) {
         Some(path) => Tools::load(path).context("while reading the tools")?,
         None => Tools::built_in(),
     };
@@ -58,23 +63,26 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut screen = Screen::new(args.json);
     let pace = if args.realtime || settings.realtime { Pace::RealTime } else { Pace::Fast };
     let name = bundle.manifest().name.clone();
+    let mut company = Company::open(&mut settings, &bundle, &mut tools)?;
     let mut agent = Agent::open(&*engine, bundle, tools, settings.conversation).context("while loading the bundle")?;
     let mut device = WavDevice::new(args.input, outputs, pace, agent.longest_question())?;
     screen.ready(&Ready { bundle: &name, engine: engine.name(), ms: started.elapsed().as_secs_f64() * 1e3 })?;
 
-    for turn in &history {
-        agent.recall(turn)?;
+    if !history.is_empty() {
+        agent.recall(&history)?;
+        company.recalled(&history);
     }
     let (mut failed, mut first) = (false, true);
+    company.look(agent.tools(), &mut screen)?;
     while let Some(capture) = device.capture()? {
         if args.fresh && !std::mem::take(&mut first) {
-            agent.forget()?;
-            for turn in &history {
-                agent.recall(turn)?;
-            }
+            agent.recall(&history)?;
+            company.recalled(&history);
         }
+        let capture = company.begins(capture);
         let mut shown = Ok(());
         let mut listener = |event: &Event| {
+            company.event(event);
             if shown.is_ok() {
                 shown = screen.event(event);
             }
@@ -82,15 +90,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let turn = agent.turn(&capture, &mut device, &mut listener);
         shown?;
         match turn {
-            Ok(_) => {}
+            Ok(turn) => company.turn(&turn),
             // A question's file is at fault: the next may be better. Anything else would come again.
             Err(AgentError::Audio(error)) if !matches!(error, AudioError::Write { .. }) => {
                 screen.failed(&capture.source, &error)?;
+                company.failed(&error.to_string());
                 failed = true;
             }
             Err(error) => return Err(error).with_context(|| format!("while answering {}", capture.source)),
         }
+        company.look(agent.tools(), &mut screen)?;
     }
+    company.close(&mut screen)?;
     Ok(if failed { ExitCode::from(1) } else { ExitCode::SUCCESS })
 }
 
@@ -99,12 +110,7 @@ fn earlier(path: &Path) -> anyhow::Result<Vec<Turn>> {
     #[derive(serde::Deserialize)]
     #[serde(tag = "event", rename_all = "lowercase")]
     enum Line {
-        Turn {
-            transcript: String,
-            reply_text: String,
-            #[serde(default)]
-            calls: Vec<CallReport>,
-        },
+        Turn(Past),
         #[serde(other)]
         Other,
     }
@@ -112,7 +118,7 @@ fn earlier(path: &Path) -> anyhow::Result<Vec<Turn>> {
     let turns = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()).filter_map(|(number, line)| {
         let place = || format!("{}:{number}: not a line that `sa-agent talk --json` prints", path.display());
         match serde_json::from_str(line).with_context(place) {
-            Ok(Line::Turn { transcript, reply_text, calls }) => Some(Ok(Turn { transcript, reply_text, calls, ..Turn::default() })),
+            Ok(Line::Turn(past)) => Some(Ok(past.turn())),
             Ok(Line::Other) => None,
             Err(error) => Some(Err(error)),
         }

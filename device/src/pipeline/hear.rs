@@ -51,6 +51,20 @@ impl Agent {
         Ok(heard)
     }
 
+    /// The same of a question whose units are known.
+    pub(super) fn hear_units(&mut self, units: &[u32]) -> Result<Heard, AgentError> {
+        let samples = units.len() * self.bundle.manifest().samples_per_unit();
+        let heard = Heard { samples, units: units.to_vec(), loud: !units.is_empty(), last_sample: Instant::now() };
+        let limit = self.lm.position() + self.lm.context() * 3 / 8;
+        if heard.loud {
+            self.read_groups(units, &mut 0, limit, true)?;
+            if self.bundle.manifest().transcript {
+                self.lm.step(LmInput::Token(special::TRANSCRIBE))?;
+            }
+        }
+        Ok(heard)
+    }
+
     /// Reads the groups of `units` from `read` on that are complete; the last one is filled with END units.
     fn read_groups(&mut self, units: &[u32], read: &mut usize, limit: usize, last: bool) -> Result<(), AgentError> {
         let size = self.lm.group();

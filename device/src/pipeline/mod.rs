@@ -55,6 +55,12 @@ pub enum AgentError {
 /// Where events go.
 pub type Listener<'a> = dyn FnMut(&Event) + 'a;
 
+/// What a turn answers.
+enum Question<'a> {
+    Heard(&'a Capture),
+    Units(&'a [u32]),
+}
+
 /// A conversation with a bundle.
 pub struct Agent {
     bundle: Bundle,
@@ -90,16 +96,24 @@ impl Agent {
         self.settings.question_seconds.min((groups * manifest.group) as f64 / f64::from(manifest.unit_rate))
     }
 
+    /// The tools, with what they remember: what fell due, the volume.
+    pub fn tools(&mut self) -> &mut Tools {
+        &mut self.tools
+    }
+
+    /// Remembers these turns in place of what was: their transcripts, calls and replies.
+    pub fn recall(&mut self, turns: &[Turn]) -> Result<(), AgentError> {
+        self.history.clear();
+        for turn in turns {
+            self.history.push(turn, self.bundle.vocabulary());
+        }
+        self.reread()
+    }
+
     /// Forgets all turns.
     pub fn forget(&mut self) -> Result<(), AgentError> {
         self.history.clear();
         Ok(self.lm.reset()?)
-    }
-
-    /// Puts a turn of an earlier conversation into the history: its transcript, calls and reply.
-    pub fn recall(&mut self, turn: &Turn) -> Result<(), AgentError> {
-        self.history.push(turn, self.bundle.vocabulary());
-        self.reread()
     }
 
     /// Hears one question from `capture`, answers it through `device`, and remembers the turn.
@@ -107,7 +121,16 @@ impl Agent {
     /// A question without sound is reported and not given to the model. Every other outcome is a [`Turn`] too: how the
     /// answer ended is in [`Turn::stopped`]. An error leaves the agent as it was before the turn.
     pub fn turn(&mut self, capture: &Capture, device: &mut dyn AudioDevice, listener: &mut Listener) -> Result<Turn, AgentError> {
-        let result = self.try_turn(capture, device, listener);
+        self.question(Question::Heard(capture), device, listener)
+    }
+
+    /// The same for a question of which only the units were kept.
+    pub fn turn_of_units(&mut self, units: &[u32], device: &mut dyn AudioDevice, listener: &mut Listener) -> Result<Turn, AgentError> {
+        self.question(Question::Units(units), device, listener)
+    }
+
+    fn question(&mut self, question: Question, device: &mut dyn AudioDevice, listener: &mut Listener) -> Result<Turn, AgentError> {
+        let result = self.try_turn(question, device, listener);
         if result.is_err() {
             device.discard();
             self.recover()?;
@@ -115,10 +138,19 @@ impl Agent {
         result
     }
 
-    fn try_turn(&mut self, capture: &Capture, device: &mut dyn AudioDevice, listener: &mut Listener) -> Result<Turn, AgentError> {
+    fn try_turn(&mut self, question: Question, device: &mut dyn AudioDevice, listener: &mut Listener) -> Result<Turn, AgentError> {
         self.begin();
-        let mut turn = Turn { turn_id: self.turn_id, source: capture.source.clone(), ..Turn::default() };
-        let heard = self.hear(capture)?;
+        let mut turn = Turn { turn_id: self.turn_id, ..Turn::default() };
+        let heard = match question {
+            Question::Heard(capture) => {
+                turn.source.clone_from(&capture.source);
+                self.hear(capture)?
+            }
+            Question::Units(units) => {
+                "units".clone_into(&mut turn.source);
+                self.hear_units(units)?
+            }
+        };
         let manifest = self.bundle.manifest();
         turn.question_s = heard.samples as f64 / f64::from(manifest.sample_rate);
         turn.question_units = heard.units;
@@ -138,6 +170,7 @@ impl Agent {
         } else {
             self.lm.step(LmInput::Token(special::AGENT))?;
         }
+        self.tools.heard(&turn.transcript);
         self.think(&mut turn, &mut clock, listener)?;
         let plan = if self.settings.plan { Some(self.plan(&mut turn, &clock)?) } else { None };
         self.lm.step(LmInput::Token(special::SPEAK))?;
@@ -170,6 +203,7 @@ impl Agent {
         self.lm.step(LmInput::Token(special::TRANSCRIBE))?;
         self.read_words(&turn.transcript)?;
         self.lm.step(LmInput::Token(special::AGENT))?;
+        self.tools.heard(&turn.transcript);
         self.think(&mut turn, &mut clock, listener)?;
         self.write_reply(&mut turn, &clock, listener)?;
         turn.timing_ms.total = clock.ms();
@@ -236,6 +270,7 @@ impl Agent {
 
     /// Puts the turn into the history and the history into the cache, as compact text in place of what was heard.
     fn remember(&mut self, turn: &Turn) -> Result<(), AgentError> {
+        self.tools.said(&turn.reply_text);
         let base = self.history.positions();
         if !self.history.push(turn, self.bundle.vocabulary()) {
             return self.reread();

@@ -1,9 +1,9 @@
 //! The limits of a conversation.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Limits and choices; all have defaults that suit the nano agent.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Turns that are remembered; older ones are forgotten. The nano agent was trained with up to two.

@@ -1,33 +1,37 @@
-//! `time` and `date`, in the local time zone of the machine.
+//! Local time: what `time` and `date` say, and which moment a clock time or a weekday means.
 
-use super::Outcome;
+use super::{Now, Outcome};
 use crate::words;
 
-const WEEKDAYS: [&str; 7] = ["sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"];
+pub(super) const WEEKDAYS: [&str; 7] = ["sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"];
 const MONTHS: [&str; 12] =
     ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"];
 
 /// `seven oh five in the evening`.
-pub fn time() -> Outcome {
-    now().map_or_else(unknown, |t| Outcome::ok(say_time(&t)))
+pub fn time(now: Now) -> Outcome {
+    local(now.wall).map_or_else(unknown, |t| Outcome::ok(say_time(&t)))
 }
 
 /// `saturday november twenty first`.
-pub fn date() -> Outcome {
-    now().map_or_else(unknown, |t| Outcome::ok(say_date(&t)))
+pub fn date(now: Now) -> Outcome {
+    local(now.wall).map_or_else(unknown, |t| Outcome::ok(say_date(&t)))
 }
 
 fn unknown() -> Outcome {
     Outcome::problem("failed", "the machine's clock cannot be read")
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Local {
-    hour: u32,
-    minute: u32,
-    weekday: usize,
-    month: usize,
-    day: usize,
+/// A moment in the time zone of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Local {
+    pub year: i32,
+    /// From 0.
+    pub month: usize,
+    pub day: usize,
+    pub hour: u32,
+    pub minute: u32,
+    /// From Sunday.
+    pub weekday: usize,
 }
 
 fn say_time(t: &Local) -> String {
@@ -44,9 +48,9 @@ fn say_date(t: &Local) -> String {
     format!("{} {} {}", WEEKDAYS[t.weekday], MONTHS[t.month], words::ordinal(t.day))
 }
 
-fn now() -> Option<Local> {
-    let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?.as_secs();
-    let seconds = libc::time_t::try_from(seconds).ok()?;
+/// The local time of a moment, in seconds since 1970.
+pub fn local(wall: f64) -> Option<Local> {
+    let seconds = wall.floor() as libc::time_t;
     // SAFETY: `tm` is plain data for which all zeros is a value, and `localtime_r` writes only to it.
     let tm = unsafe {
         let mut tm: libc::tm = std::mem::zeroed();
@@ -57,12 +61,31 @@ fn now() -> Option<Local> {
     };
     let within = |value: i32, limit: usize| usize::try_from(value).ok().filter(|v| *v < limit);
     Some(Local {
+        year: tm.tm_year + 1900,
+        month: within(tm.tm_mon, 12)?,
+        day: within(tm.tm_mday, 32)?,
         hour: within(tm.tm_hour, 24)? as u32,
         minute: within(tm.tm_min, 60)? as u32,
         weekday: within(tm.tm_wday, 7)?,
-        month: within(tm.tm_mon, 12)?,
-        day: within(tm.tm_mday, 32)?,
     })
+}
+
+/// The moment at which the clock shows `hour` and `minute`, `days` after the day of `t`, in seconds since 1970. The change to and
+/// from summer time is the library's business.
+pub fn moment(t: &Local, days: usize, hour: u32, minute: u32) -> Option<f64> {
+    // SAFETY: as above; `mktime` reads and writes only the value it is given.
+    let seconds = unsafe {
+        let mut tm: libc::tm = std::mem::zeroed();
+        tm.tm_year = t.year - 1900;
+        tm.tm_mon = i32::try_from(t.month).ok()?;
+        tm.tm_mday = i32::try_from(t.day + days).ok()?;
+        tm.tm_hour = i32::try_from(hour).ok()?;
+        tm.tm_min = i32::try_from(minute).ok()?;
+        // Summer time or not: it is to find out.
+        tm.tm_isdst = -1;
+        libc::mktime(&mut tm)
+    };
+    (seconds != -1).then_some(seconds as f64)
 }
 
 #[cfg(test)]
@@ -71,11 +94,19 @@ mod tests {
 
     #[test]
     fn said_as_in_training() {
-        let t = Local { hour: 19, minute: 5, weekday: 6, month: 10, day: 21 };
+        let t = Local { year: 2026, hour: 19, minute: 5, weekday: 6, month: 10, day: 21 };
         assert_eq!(say_time(&t), "seven oh five in the evening");
         assert_eq!(say_time(&Local { hour: 0, minute: 0, ..t }), "twelve o'clock at night");
         assert_eq!(say_time(&Local { hour: 12, minute: 30, ..t }), "twelve thirty in the afternoon");
         assert_eq!(say_date(&t), "saturday november twenty first");
-        assert!(now().is_some());
+    }
+
+    #[test]
+    fn moments_and_local_times_go_both_ways() {
+        let t = Local { year: 2026, month: 10, day: 30, hour: 19, minute: 5, weekday: 1 };
+        let wall = moment(&t, 0, 19, 5).expect("a time");
+        assert_eq!(local(wall), Some(t));
+        let next = moment(&t, 1, 7, 30).and_then(local).expect("a time");
+        assert_eq!((next.month, next.day, next.hour, next.minute), (11, 1, 7, 30), "over the end of a month");
     }
 }

@@ -1,24 +1,49 @@
 //! What the agent can do: the calls that the language model writes, carried out.
 //!
-//! A call is words: the name of a tool, then its arguments (`timer set five minutes`). So is its result. The built-ins
-//! are `time`, `date`, `timer` and `calc`; everything else is a program or a fixed answer named in `tools.toml` (see
-//! [`ToolsFile`]), where a tool of a built-in's name takes its place. Whatever goes wrong becomes a short result for the
-//! model, of the words it was trained on, and a message for the user; the conversation goes on.
+//! A call is words: the name of a tool, then its arguments (`timer set five minutes`). So is its result. Whatever goes wrong becomes a
+//! short result for the model, of the words it was trained on, and a message for the user; the conversation goes on.
+//!
+//! | tool | calls |
+//! |---|---|
+//! | `time`, `date`, `calc` | `time`, `date`, `calc two plus three` |
+//! | `timer` | `timer set five minutes`, `timer status`, `timer cancel` |
+//! | `alarm` | `alarm set seven thirty in the morning`, `alarm status`, `alarm cancel` |
+//! | `reminder` | `reminder add six thirty call mom`, `reminder add monday pay the rent`, `reminder list` |
+//! | `volume` | `volume set forty`, `volume louder`, `volume quieter` |
+//! | `stop` | silences what rings |
+//! | `repeat` | the last reply |
+//!
+//! Everything else is a program, an MQTT message or a fixed answer named in `tools.toml` (see [`ToolsFile`]), where a tool of a built-in's
+//! name takes its place. Timers, alarms and reminders fall due: the program that runs the conversation asks [`Tools::due`] about once a second,
+//! and plays a sound for as long as [`Tools::ringing`] says. With [`Tools::keep_state`] they outlive a restart.
 
+mod alarm;
 mod calc;
 mod calendar;
-mod program;
+mod clock;
+mod form;
+#[cfg(feature = "mqtt")]
+mod mqtt;
+pub(crate) mod program;
+mod schedule;
 mod settings;
+mod state;
 mod timer;
+mod volume;
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::path::Path;
-use std::time::Instant;
 
-pub use settings::{ToolEntry, ToolsError, ToolsFile};
+pub use clock::Now;
+pub use schedule::{Due, Kind, RING_SECONDS};
+pub use settings::{Broker, Limits, Message, ToolAction, ToolEntry, ToolsError, ToolsFile};
+pub use state::{StateError, default_state_dir};
+pub use volume::Volume;
 
+use crate::pipeline::CallReport;
 use crate::words;
-use timer::Timer;
+use schedule::Schedule;
+use state::State;
 
 /// Words of a result that the model is given; more is cut off.
 pub const RESULT_WORDS: usize = 20;
@@ -45,8 +70,15 @@ impl Outcome {
 /// The tools of a conversation, with what they remember.
 #[derive(Debug, Default)]
 pub struct Tools {
-    configured: BTreeMap<String, ToolEntry>,
-    timer: Timer,
+    file: ToolsFile,
+    schedule: Schedule,
+    volume: Volume,
+    state: Option<State>,
+    /// The results of a log, in place of everything else.
+    recorded: Option<VecDeque<CallReport>>,
+    last_reply: String,
+    /// The question corrects what was just set ("make it ten minutes").
+    correction: bool,
 }
 
 impl Tools {
@@ -57,29 +89,118 @@ impl Tools {
 
     /// The built-ins and the tools of a `tools.toml`.
     pub fn load(path: &Path) -> Result<Self, ToolsError> {
-        Ok(Self { configured: ToolsFile::load(path)?.tool, timer: Timer::default() })
+        Ok(Self { file: ToolsFile::load(path)?, ..Self::default() })
     }
 
-    /// Carries out a call. Never fails and never hangs: a program has its time limit.
+    /// Gives the results of these calls, in their order, and carries nothing out: for replays.
+    pub fn recorded(calls: Vec<CallReport>) -> Self {
+        Self { recorded: Some(calls.into()), ..Self::default() }
+    }
+
+    /// Keeps timers, alarms, reminders and the volume in this folder, and goes on with what is kept there. Returns what the user should
+    /// know: that what was kept could not be understood.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or read, or another program uses it.
+    pub fn keep_state(&mut self, dir: &Path, now: Now) -> Result<Option<String>, StateError> {
+        let (state, kept, told) = State::open(dir)?;
+        self.schedule = Schedule::restore(kept.entries, now);
+        if let Some(volume) = kept.volume {
+            self.volume.set(volume);
+        }
+        self.state = Some(state);
+        Ok(told)
+    }
+
+    /// Carries out a call. Never fails and never hangs: a program and a broker have their time limits.
     pub fn call(&mut self, call: &str) -> Outcome {
+        self.call_at(call, Now::read())
+    }
+
+    /// The same at a moment of the caller's choice.
+    pub fn call_at(&mut self, call: &str, now: Now) -> Outcome {
         let words: Vec<&str> = call.split_whitespace().collect();
         let Some((&name, arguments)) = words.split_first() else {
             return Outcome::problem("unknown tool", "the model made an empty call");
         };
-        if let Some(entry) = self.configured.get(name) {
-            return run(name, entry, arguments);
+        if let Some(recorded) = &mut self.recorded {
+            return match recorded.pop_front() {
+                Some(known) if known.call == call => Outcome { words: known.result, problem: known.problem },
+                _ => Outcome::problem("not available", format!("the log has no result of `{}`", beginning(&words))),
+            };
         }
-        match name {
-            "time" if arguments.is_empty() => calendar::time(),
+        if let Some(entries) = self.file.tool.get(name) {
+            return run(name, entries, self.file.mqtt.as_ref(), arguments);
+        }
+        let (instead, before) = (self.correction, (self.volume.percent(), self.schedule.entries().to_vec()));
+        let mut outcome = match name {
+            "time" if arguments.is_empty() => calendar::time(now),
             "time" => Outcome::problem("not available", format!("the time of `{}` needs a tool of its own", arguments.join(" "))),
-            "date" => calendar::date(),
-            "timer" => self.timer.call(arguments, Instant::now()),
+            "date" => calendar::date(now),
             "calc" => calc::call(arguments),
+            "timer" => timer::call(&mut self.schedule, arguments, instead, now),
+            "alarm" => alarm::alarm(&mut self.schedule, arguments, instead, now),
+            "reminder" => alarm::reminder(&mut self.schedule, arguments, instead, now),
+            "volume" => self.volume.call(arguments),
+            "stop" => timer::some(self.silence()),
+            "repeat" if self.last_reply.is_empty() => Outcome::ok("none"),
+            "repeat" => Outcome::ok(words::spoken(&self.last_reply, RESULT_WORDS)),
             _ => Outcome::problem(
                 "unknown tool",
                 format!("there is no tool `{name}`; it can be named in tools.toml (the call was `{}`)", beginning(&words)),
             ),
+        };
+        if before != (self.volume.percent(), self.schedule.entries().to_vec()) {
+            // It works until the program ends; that it will not work after that is for the user, not for the model.
+            outcome.problem = outcome.problem.or(self.save());
         }
+        outcome
+    }
+
+    /// What fell due since the last time, each once; and what the user should know, if it could not be kept.
+    pub fn due(&mut self, now: Now) -> (Vec<Due>, Option<String>) {
+        let (due, changed) = self.schedule.due(now);
+        (due, if changed { self.save() } else { None })
+    }
+
+    /// Is something ringing?
+    pub fn ringing(&self) -> bool {
+        self.schedule.ringing().next().is_some()
+    }
+
+    /// Silences what rings, as the call `stop` does: for a button. True if something rang.
+    pub fn silence(&mut self) -> bool {
+        let silenced = self.schedule.silence(None);
+        if silenced {
+            // Should this fail, it rings again after a restart; the next change tries again and tells.
+            let _ = self.save();
+        }
+        silenced
+    }
+
+    /// How loud the agent is to speak: a handle that follows the tool.
+    pub fn volume(&self) -> Volume {
+        self.volume.clone()
+    }
+
+    /// The last reply, for somebody who did not hear it; empty before the first.
+    pub fn last_reply(&self) -> &str {
+        &self.last_reply
+    }
+
+    /// A question was understood: tells whether it is to correct what was set last.
+    pub(crate) fn heard(&mut self, transcript: &str) {
+        self.correction = ["make it ", "change it to ", "no "].iter().any(|start| transcript.starts_with(start));
+    }
+
+    /// A reply was given.
+    pub(crate) fn said(&mut self, reply: &str) {
+        reply.clone_into(&mut self.last_reply);
+    }
+
+    fn save(&self) -> Option<String> {
+        let failed = self.state.as_ref()?.save(self.volume.percent(), self.schedule.entries()).err()?;
+        Some(format!("{failed}; timers, alarms and the volume will be lost when the program ends"))
     }
 }
 
@@ -89,12 +210,20 @@ fn beginning(words: &[&str]) -> String {
     words.iter().take(8).copied().collect::<Vec<_>>().join(" ") + rest
 }
 
-fn run(name: &str, entry: &ToolEntry, arguments: &[&str]) -> Outcome {
-    let (command, limits) = match entry {
-        ToolEntry::Answer { answer } => return Outcome::ok(words::spoken(answer, RESULT_WORDS)),
-        ToolEntry::Program { program, limits } => (program, limits),
+/// The first entry whose form fits the call.
+fn run(name: &str, entries: &[ToolEntry], broker: Option<&Broker>, arguments: &[&str]) -> Outcome {
+    let fitting = entries.iter().find_map(|entry| Some((entry, entry.form.matches(arguments)?)));
+    let Some((entry, values)) = fitting else {
+        let forms = entries.iter().map(|entry| format!("`{}`", entry.form)).collect::<Vec<_>>().join(", ");
+        let call = beginning(arguments);
+        return Outcome::problem("not available", format!("tool `{name}`: `{call}` is not allowed by tools.toml, which has {forms}"));
     };
-    let output = match program::run(&settings::expand(command, arguments), limits) {
+    let (command, limits) = match &entry.action {
+        ToolAction::Answer { answer } => return Outcome::ok(words::spoken(answer, RESULT_WORDS)),
+        ToolAction::Message(message) => return publish(name, message, broker, &values),
+        ToolAction::Program { program, limits } => (program, limits),
+    };
+    let output = match program::run(&form::command(command, arguments, &values), limits) {
         Ok(output) => output,
         Err(failure) => return Outcome::problem(failure.words(), format!("tool `{name}`: {failure}")),
     };
@@ -110,8 +239,24 @@ fn run(name: &str, entry: &ToolEntry, arguments: &[&str]) -> Outcome {
     Outcome::ok(if said.is_empty() { "ok".to_owned() } else { said })
 }
 
+#[cfg(feature = "mqtt")]
+fn publish(name: &str, message: &Message, broker: Option<&Broker>, values: &form::Values) -> Outcome {
+    let Some(broker) = broker else { return Outcome::problem("not available", format!("tool `{name}`: tools.toml has no `[mqtt]`")) };
+    match mqtt::publish(broker, &form::fill(&message.topic, values), &form::fill(&message.payload, values), message.retain) {
+        Ok(()) => Outcome::ok("ok"),
+        Err(failure) => Outcome::problem(failure.words(), format!("tool `{name}`: {failure}")),
+    }
+}
+
+#[cfg(not(feature = "mqtt"))]
+fn publish(name: &str, _: &Message, _: Option<&Broker>, _: &form::Values) -> Outcome {
+    Outcome::problem("not available", format!("tool `{name}` needs a program with MQTT: build it with `--features mqtt`"))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     fn tools(text: &str) -> (tempfile::TempDir, Tools) {
@@ -136,6 +281,96 @@ mod tests {
         assert_eq!(tools.call("dance").words, "unknown tool");
         assert_eq!(tools.call("").words, "unknown tool");
         assert_eq!(tools.call("time paris").words, "not available");
+        assert_eq!(tools.call("volume set forty"), Outcome::ok("ok"));
+        assert_eq!(tools.volume().percent(), 40);
+        assert_eq!((tools.call("repeat").words, tools.call("stop").words), ("none".into(), "none".into()));
+        tools.said("okay the light is on");
+        assert_eq!((tools.call("repeat").words.as_str(), tools.last_reply()), ("okay the light is on", "okay the light is on"));
+    }
+
+    #[test]
+    fn a_correction_replaces_and_anything_else_adds() {
+        let mut tools = Tools::built_in();
+        let now = Now::read();
+        let mut ask = |question: &str, call: &str| {
+            tools.heard(question);
+            tools.call_at(call, now).words
+        };
+        assert_eq!(ask("timer for ten minutes", "timer set ten minutes"), "ok");
+        assert_eq!(ask("timer for one hour", "timer set one hour"), "ok");
+        assert_eq!(ask("make it two hours", "timer set two hours"), "ok");
+        assert_eq!(ask("how long is left", "timer status"), "ten minutes left");
+        assert_eq!(ask("cancel the timer", "timer cancel"), "ok");
+        assert_eq!(ask("cancel the timer", "timer cancel"), "ok");
+        assert_eq!(ask("cancel the timer", "timer cancel"), "none", "two were running, not three");
+    }
+
+    #[test]
+    fn timers_and_the_volume_outlive_the_program() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let now = Now { wall: 1e9, monotonic: 50.0 };
+        let kept = |now: Now| {
+            let mut tools = Tools::built_in();
+            assert_eq!(tools.keep_state(dir.path(), now).expect("ours"), None);
+            tools
+        };
+        let mut tools = kept(now);
+        for call in ["timer set five minutes", "timer set one minute", "volume set thirty"] {
+            assert_eq!(tools.call_at(call, now), Outcome::ok("ok"));
+        }
+        drop(tools);
+        // Started anew, two minutes later, on a machine that was started anew.
+        let later = Now { wall: now.wall + 120.0, monotonic: 4.0 };
+        let mut tools = kept(later);
+        assert_eq!(tools.volume().percent(), 30);
+        let (due, problem) = tools.due(later);
+        assert_eq!((due.len(), due[0].words.as_str(), due[0].late_s, problem), (1, "one minute", 60.0, None));
+        assert!(tools.ringing());
+        assert_eq!(tools.call_at("timer status", later).words, "three minutes left");
+        assert_eq!(tools.call_at("stop", later), Outcome::ok("ok"));
+        drop(tools);
+        let mut tools = kept(later);
+        assert_eq!(tools.due(later).0, [], "it was stopped");
+        // A state that cannot be written is told, and the timer runs all the same.
+        drop(std::fs::remove_dir_all(dir.path()));
+        let outcome = tools.call_at("timer set one hour", later);
+        assert_eq!(outcome.words, "ok");
+        assert!(outcome.problem.is_some_and(|problem| problem.contains("will be lost")));
+    }
+
+    #[test]
+    fn a_replay_gives_the_results_of_the_log() {
+        let report = |call: &str, result: &str| CallReport { call: call.into(), result: result.into(), problem: None };
+        let mut tools = Tools::recorded(vec![report("time", "noon"), report("time", "one"), report("date", "monday")]);
+        assert_eq!(tools.call("time"), Outcome::ok("noon"));
+        assert_eq!(tools.call("time"), Outcome::ok("one"));
+        assert_eq!(tools.call("calc one plus one").words, "not available");
+        assert_eq!(tools.call("date").words, "not available");
+    }
+
+    #[test]
+    fn a_tool_may_have_several_forms_and_allows_nothing_else() {
+        let (_dir, mut tools) = tools(
+            r#"
+            [[tool.light]]
+            call = "set {room} {state}"
+            program = ["/bin/echo", "{room}", "goes", "{state}"]
+            values.room = ["kitchen", "living room"]
+            values.state = { on = "ON", off = "OFF" }
+            [[tool.light]]
+            call = "dim {room} {level}"
+            program = ["/usr/bin/printf", "%s.", "{level}", "{all}"]
+            values.room = ["kitchen"]
+            values.level = { from = 0, to = 100 }
+            "#,
+        );
+        assert_eq!(tools.call("light set living room on"), Outcome::ok("living room goes on"));
+        assert_eq!(tools.call("light dim kitchen twenty five"), Outcome::ok("twenty five dim kitchen twenty five"));
+        for refused in ["light set garage on", "light set kitchen", "light dim kitchen two hundred", "light", "light set kitchen on now"] {
+            let outcome = tools.call(refused);
+            assert_eq!(outcome.words, "not available", "{refused}");
+            assert!(outcome.problem.is_some_and(|problem| problem.contains("`set {room} {state}`")), "{refused}");
+        }
     }
 
     #[test]

@@ -5,37 +5,50 @@ use std::process::{Command, Output, Stdio};
 
 use super::tiny::{Tiny, noise, wav};
 
-struct Place {
-    dir: tempfile::TempDir,
+pub struct Place {
+    pub dir: tempfile::TempDir,
 }
 
 impl Place {
-    fn new(tiny: &Tiny) -> Self {
+    pub fn new(tiny: &Tiny) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         tiny.write(&dir.path().join("bundle")).expect("fits together");
         wav(&dir.path().join("q.wav"), &noise(12_000));
         Self { dir }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sa-agent"));
         command.args(arguments).current_dir(self.dir.path()).stdin(Stdio::null());
-        for name in ["SA_BUNDLE", "SA_CONFIG", "SA_DEVICE", "SA_ENGINE", "SA_ORT_LIBRARY", "SA_THREADS", "SA_TOOLS", "ORT_DYLIB_PATH"] {
+        for name in [
+            "SA_BUNDLE",
+            "SA_CONFIG",
+            "SA_DEVICE",
+            "SA_ENGINE",
+            "SA_ORT_LIBRARY",
+            "SA_THREADS",
+            "SA_TOOLS",
+            "SA_STATE",
+            "SA_FIELD_LOG",
+            "SA_FIELD_LOG_MB",
+            "SA_EVENTS_SOCKET",
+            "ORT_DYLIB_PATH",
+        ] {
             command.env_remove(name);
         }
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().expect("starts")
     }
 
     /// Exit code and standard error of a call that must fail and leave nothing behind.
-    fn fails(&self, arguments: &[&str]) -> (i32, String) {
+    pub fn fails(&self, arguments: &[&str]) -> (i32, String) {
         let before = listing(self.dir.path());
         let output = self.run(arguments);
         let message = String::from_utf8(output.stderr).expect("UTF-8");
@@ -45,14 +58,14 @@ impl Place {
     }
 }
 
-fn listing(dir: &Path) -> Vec<String> {
+pub fn listing(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         std::fs::read_dir(dir).expect("readable").map(|e| e.expect("readable").file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
 }
 
-fn events(output: &Output) -> Vec<serde_json::Value> {
+pub fn events(output: &Output) -> Vec<serde_json::Value> {
     let text = std::str::from_utf8(&output.stdout).expect("UTF-8");
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }

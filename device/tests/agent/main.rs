@@ -5,9 +5,11 @@
 #[macro_use]
 mod each;
 
+mod around;
 mod command;
 mod conversation;
 mod engines;
+mod field;
 mod numbers;
 mod onnx;
 mod stages;

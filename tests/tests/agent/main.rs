@@ -4,6 +4,7 @@ mod bad_input;
 mod bundles;
 mod conversation;
 mod engines;
+mod field;
 mod layers;
 mod resources;
 mod streaming;

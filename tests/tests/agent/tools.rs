@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use sa_tests::{Outcome, Sample, Talk, samples};
 
 /// Tools that the runtime itself brings: they cannot be made to fail.
-const BUILT_IN: [&str; 4] = ["time", "date", "timer", "calc"];
+const BUILT_IN: [&str; 9] = ["time", "date", "timer", "calc", "alarm", "reminder", "volume", "stop", "repeat"];
 
 /// A sample that the agent answers by calling a program, whatever else it should have done: these tests are about the call.
 fn with_program() -> Result<(Sample, String)> {
