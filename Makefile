@@ -30,7 +30,6 @@ test:
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy --workspace --features sa-device/mqtt --bin sa-agent --test mqtt -- -D warnings
 
 bench:
 	@tests/setup.sh bench

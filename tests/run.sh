@@ -36,14 +36,6 @@ else
   echo "left out: the tests of the second engine, which need libonnxruntime.so (tests/setup.sh test says why it is not there; SA_ORT_LIBRARY names one)"
 fi
 
-# MQTT is a feature of its own: only the runtime is built again for it, the training framework is not.
-echo "--- messages to a real broker"
-cargo test --workspace --no-fail-fast --features sa-device/mqtt --test mqtt 2>&1 | tee "$log"
-[ "${PIPESTATUS[0]}" = 0 ] || cargo_status=1
-read -r mqtt_passed mqtt_failed _ < <(counts "$log")
-[ $((mqtt_passed + mqtt_failed)) != 0 ] || { echo "FAILED: no test of MQTT ran" && cargo_status=1; }
-passed=$((passed + mqtt_passed)) failed=$((failed + mqtt_failed))
-
 check() { # name, command...
   local name=$1
   shift
