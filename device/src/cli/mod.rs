@@ -2,6 +2,8 @@
 //! rising order.
 
 mod bench;
+mod devices;
+mod listen;
 mod output;
 mod settings;
 mod talk;
@@ -9,12 +11,13 @@ mod talk;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use sa_device::audio::AudioError;
 use sa_device::bundle::BundleError;
 use sa_device::engine::EngineError;
 use sa_device::pipeline::AgentError;
 use sa_device::stage::StageError;
 
-/// Speaks with a bundle: questions from WAV files, answers into WAV files.
+/// Speaks with a bundle: live, or from WAV files into WAV files.
 #[derive(Parser)]
 #[command(
     name = "sa-agent",
@@ -30,6 +33,10 @@ struct Cli {
 enum Command {
     /// One or more turns from files, through the live pipeline.
     Talk(talk::Args),
+    /// A conversation over microphone and loudspeaker, until Ctrl-C.
+    Listen(Box<listen::Args>),
+    /// The microphones and loudspeakers of this machine, and which would be chosen.
+    Devices(devices::Args),
     /// How fast each stage of a bundle is on this machine.
     Bench(bench::Args),
 }
@@ -39,6 +46,8 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Talk(args) => talk::run(args),
+        Command::Listen(args) => listen::run(*args),
+        Command::Devices(args) => devices::run(args),
         Command::Bench(args) => bench::run(args),
     };
     match done {
@@ -66,6 +75,9 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     for cause in error.chain() {
         if cause.is::<Usage>() {
             return ExitCode::from(2);
+        }
+        if matches!(cause.downcast_ref::<AudioError>(), Some(AudioError::Device { .. })) {
+            return ExitCode::from(3);
         }
         let stage = match cause.downcast_ref::<AgentError>() {
             Some(AgentError::Stage(stage)) => Some(stage),

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use sa_device::audio::live::Wish as AudioWish;
 use sa_device::bundle::Bundle;
+use sa_device::conversation::LiveSettings;
 use sa_device::engine::{Device, Engine, EngineName, Wish};
 use sa_device::pipeline::Settings;
 use serde::Deserialize;
@@ -29,7 +31,8 @@ pub struct Common {
     /// With 2 or more, the decoder speaks on a thread of its own.
     #[arg(long, value_name = "N", env = "SA_THREADS", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub threads: Option<u32>,
-    /// Settings file (TOML): bundle, engine, device, ort_library, threads, tools, realtime, and a table `conversation` of limits.
+    /// Settings file (TOML): bundle, engine, device, ort_library, threads, tools, realtime, and tables:
+    /// `conversation` (limits), `audio` (devices), `live` (turn-taking).
     #[arg(long, value_name = "FILE", env = "SA_CONFIG")]
     pub config: Option<PathBuf>,
 }
@@ -46,6 +49,10 @@ pub struct File {
     pub tools: Option<PathBuf>,
     pub realtime: bool,
     pub conversation: Settings,
+    /// Microphone and speaker.
+    pub audio: AudioWish,
+    /// Turn-taking.
+    pub live: LiveSettings,
 }
 
 impl Common {
