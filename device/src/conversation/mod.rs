@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 pub use mind::{Mind, Order, Report};
 pub use playback::{Playback, Played};
 
-use crate::audio::live::{Counts, Duplex, FRAME, Frame};
 use crate::audio::AudioError;
+use crate::audio::live::{Counts, Duplex, FRAME, Frame};
 use crate::hearing::{ActivitySettings, Change, Hearing};
 use crate::pipeline::{Event, Turn};
 use crate::turns::{Action, Input, State, Time, Timeouts, TurnSettings, Turns};
@@ -245,6 +245,7 @@ impl<D: Duplex> Conversation<D> {
                 self.drop_question();
                 self.mind.order(Order::Settle(Some(heard)));
             }
+            Action::Silence => self.playback.clear(),
             Action::Forget => self.mind.order(Order::Forget),
         }
     }
@@ -347,4 +348,3 @@ impl<D: Duplex> Conversation<D> {
 fn ms(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e5).round() / 100.0
 }
-

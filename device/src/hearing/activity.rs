@@ -161,7 +161,10 @@ mod tests {
             // The files have up to half a second of their own silence around the words.
             let two = Duration::from_secs(2);
             assert!(*began + Duration::from_millis(40) >= two && *began <= two + Duration::from_millis(600), "{name}: {changes:?}");
-            assert!(*ended <= two + length + Duration::from_millis(100) && *ended + Duration::from_millis(700) >= two + length, "{name}: {changes:?}");
+            assert!(
+                *ended <= two + length + Duration::from_millis(100) && *ended + Duration::from_millis(700) >= two + length,
+                "{name}: {changes:?}"
+            );
             checked += 1;
         }
         assert_eq!(checked, 6);

@@ -129,12 +129,7 @@ impl Agent {
     ///
     /// # Errors
     /// An error leaves the agent as it was before the question.
-    pub fn answer(
-        &mut self,
-        device: &mut dyn AudioDevice,
-        listener: &mut Listener,
-        go_on: &dyn Fn() -> bool,
-    ) -> Result<Turn, AgentError> {
+    pub fn answer(&mut self, device: &mut dyn AudioDevice, listener: &mut Listener, go_on: &dyn Fn() -> bool) -> Result<Turn, AgentError> {
         let result = self.try_answer(device, listener, go_on);
         if result.is_err() {
             device.discard();
@@ -143,12 +138,7 @@ impl Agent {
         result
     }
 
-    fn try_answer(
-        &mut self,
-        device: &mut dyn AudioDevice,
-        listener: &mut Listener,
-        go_on: &dyn Fn() -> bool,
-    ) -> Result<Turn, AgentError> {
+    fn try_answer(&mut self, device: &mut dyn AudioDevice, listener: &mut Listener, go_on: &dyn Fn() -> bool) -> Result<Turn, AgentError> {
         if self.heard.is_none() {
             self.begin("nothing")?;
         }

@@ -94,6 +94,8 @@ pub enum Action {
     Resume,
     /// End the playback; the model remembers only what was played.
     Cut,
+    /// What is being played belongs to no question any more: end it. A question that is open stays open.
+    Silence,
     /// The conversation is over: forget it.
     Forget,
 }
@@ -205,7 +207,7 @@ impl Turns {
                 State::Thinking => self.enter(State::Speaking),
                 State::Speaking | State::Interrupted => {}
                 // Too late: nobody waits for it any more.
-                State::Idle | State::Listening => add(&mut actions, Action::Cut),
+                State::Idle | State::Listening => add(&mut actions, Action::Silence),
             },
             Input::PlaybackFinished => match self.state {
                 // An answer without a sound: it never began.
@@ -241,7 +243,7 @@ impl Turns {
             }
             State::Listening => self.pass_listening(age, actions),
             State::Thinking => {
-                if lasts(self.settings.thinking.go_on) {
+                if lasts(self.settings.thinking.go_on) && !self.spent {
                     let since = if self.read { self.now - voice.unwrap_or_default() } else { self.question };
                     let more = self.now.saturating_sub(since) < self.settings.listening.timeout;
                     // A question that is at its longest is answered as it is.
@@ -316,7 +318,8 @@ impl Turns {
     fn end_delay(&self) -> Duration {
         let Listening { end_min, end_max, .. } = self.settings.listening;
         let doubt = 1.0 - self.complete.unwrap_or(0.5);
-        end_min + end_max.saturating_sub(end_min).mul_f32(doubt)
+        let room = end_max.saturating_sub(end_min).as_millis() as f32;
+        end_min + Duration::from_millis((room * doubt).round() as u64)
     }
 
     fn key_down(&mut self, actions: &mut Actions) {
@@ -355,6 +358,8 @@ impl Turns {
 
     fn answer(&mut self, actions: &mut Actions) {
         add(actions, Action::Answer);
+        // Who still speaks as the key is released, or at the limit, does not go on with the question.
+        self.spent = self.voice.is_some();
         self.enter(State::Thinking);
     }
 

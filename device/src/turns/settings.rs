@@ -123,11 +123,7 @@ pub struct Interrupted {
 
 impl Default for Interrupted {
     fn default() -> Self {
-        Self {
-            question_after: Duration::from_millis(280),
-            resume_after: Duration::from_millis(400),
-            timeout: Duration::from_secs(3),
-        }
+        Self { question_after: Duration::from_millis(280), resume_after: Duration::from_millis(400), timeout: Duration::from_secs(3) }
     }
 }
 

@@ -130,7 +130,7 @@ fn the_stop_word_and_errors_end_everything() {
         assert_eq!(bench.turns.state(), State::Idle);
         bench.voice(1000).wait(700).took();
         assert_eq!(bench.input(input).took(), [Action::Abandon]);
-        assert_eq!(bench.input(Input::PlaybackStarted).took(), [Action::Cut], "too late");
+        assert_eq!(bench.input(Input::PlaybackStarted).took(), [Action::Silence], "too late");
     }
     // The voice that said it begins no question.
     let mut bench = Bench::new(TurnSettings::default());
@@ -205,6 +205,7 @@ impl World {
                     (self.audible, self.paused) = (true, false);
                 }
                 Action::Cut => (self.audible, self.paused, self.work) = (false, false, false),
+                Action::Silence => assert!(!self.audible && !self.paused, "nothing that is wanted is silenced"),
                 Action::Forget => assert!(!self.work && !self.audible),
             }
         }

@@ -5,6 +5,7 @@ mod bundles;
 mod conversation;
 mod engines;
 mod layers;
+mod live;
 mod resources;
 mod streaming;
 mod tools;

@@ -99,12 +99,7 @@ pub fn list(wish: &Wish) -> Result<Vec<Listed>, AudioError> {
     let mut all = Vec::new();
     for device in devices {
         let (id, name) = label(&device);
-        let entry = Listed {
-            microphone: side(&device, &id, true, &microphone),
-            speaker: side(&device, &id, false, &speaker),
-            id,
-            name,
-        };
+        let entry = Listed { microphone: side(&device, &id, true, &microphone), speaker: side(&device, &id, false, &speaker), id, name };
         if entry.microphone.is_some() || entry.speaker.is_some() {
             all.push(entry);
         }
