@@ -24,11 +24,13 @@ pub struct ActivitySettings {
     pub end_windows: u32,
     /// Softer windows (dB below full scale) are never voice.
     pub floor_dbfs: f32,
+    /// Where less than this (in dB) of the microphone is left after echo cancellation, it was the program's own voice.
+    pub left_db: f32,
 }
 
 impl Default for ActivitySettings {
     fn default() -> Self {
-        Self { begin_score: 0.6, end_score: 0.35, begin_windows: 3, end_windows: 8, floor_dbfs: -50.0 }
+        Self { begin_score: 0.6, end_score: 0.35, begin_windows: 3, end_windows: 8, floor_dbfs: -50.0, left_db: -9.0 }
     }
 }
 
@@ -54,6 +56,9 @@ pub struct Activity {
     /// Where the streak began.
     streak_from: u64,
     floor: f32,
+    left: f32,
+    /// Energy of the microphone in the window.
+    microphone: f32,
     score: f32,
 }
 
@@ -61,6 +66,7 @@ impl Activity {
     /// Hears silence so far.
     pub fn new(settings: ActivitySettings) -> Self {
         let floor = WINDOW as f32 * 10f32.powf(settings.floor_dbfs / 10.0);
+        let left = 10f32.powf(settings.left_db / 10.0);
         Self {
             settings,
             detector: Detector::default_boxed(),
@@ -70,6 +76,8 @@ impl Activity {
             streak: 0,
             streak_from: 0,
             floor,
+            left,
+            microphone: 0.0,
             score: 0.0,
         }
     }
@@ -84,10 +92,12 @@ impl Activity {
         self.score
     }
 
-    /// Takes in samples at 16 kHz. Times count from the first sample ever.
-    pub fn step(&mut self, samples: &[f32]) -> Option<Change> {
+    /// Takes in samples at 16 kHz, and those of the microphone before the echo was taken out of it (the same where none was). Times count
+    /// from the first sample ever.
+    pub fn step(&mut self, samples: &[f32], microphone: &[f32]) -> Option<Change> {
         let mut change = None;
-        for sample in samples {
+        for (sample, raw) in samples.iter().zip(microphone) {
+            self.microphone += raw * raw;
             self.window.push(sample.clamp(-1.0, 1.0));
             self.taken += 1;
             if self.window.len() == WINDOW {
@@ -105,7 +115,8 @@ impl Activity {
         let settings = &self.settings;
         let other = if self.speaking { self.score < settings.end_score } else { self.score >= settings.begin_score };
         let needed = if self.speaking { settings.end_windows } else { settings.begin_windows };
-        let other = if energy < self.floor { self.speaking } else { other };
+        let own = energy < self.left * std::mem::take(&mut self.microphone);
+        let other = if energy < self.floor || own { self.speaking } else { other };
         if !other {
             // One window to the contrary does not undo the others.
             self.streak = self.streak.saturating_sub(1);
@@ -152,7 +163,7 @@ mod tests {
             let mut activity = Activity::new(ActivitySettings::default());
             let mut changes = Vec::new();
             for piece in all.chunks(160) {
-                changes.extend(activity.step(piece));
+                changes.extend(activity.step(piece, piece));
             }
             let length = Duration::from_secs_f64(voice.len() as f64 / 16_000.0);
             let (Some(Change::Began(began)), Some(Change::Ended(ended))) = (changes.first(), changes.last()) else {
@@ -175,7 +186,7 @@ mod tests {
         let mut activity = Activity::new(ActivitySettings::default());
         let mut sound = vec![0.0f32; 16_000];
         sound[8000] = 0.9;
-        assert!(sound.chunks(160).all(|piece| activity.step(piece).is_none()));
+        assert!(sound.chunks(160).all(|piece| activity.step(piece, piece).is_none()));
         assert!(!activity.speaking() && activity.score() < 0.5);
     }
 }

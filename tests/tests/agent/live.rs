@@ -150,7 +150,11 @@ fn a_conversation_in_a_room_that_echoes() {
     let speed = simulated / started.elapsed().as_secs_f64();
     let heard: Vec<&str> = bench.turns.iter().map(|turn| turn.transcript.as_str()).collect();
     println!("{simulated:.0} s simulated at {speed:.1} times real time; barge-in after {caught:.3?} s; heard {heard:#?}");
-    println!("{:?}, loop {} ms", sa_device::audio::live::Duplex::counts(bench.conversation.device()), bench.conversation.hearing().echo().loop_delay_ms());
+    println!(
+        "{:?}, loop {} ms",
+        sa_device::audio::live::Duplex::counts(bench.conversation.device()),
+        bench.conversation.hearing().echo().loop_delay_ms()
+    );
     assert_eq!(bench.turns.len(), asked, "no question is lost, and the agent does not answer itself");
     assert!(caught.iter().all(|seconds| *seconds <= 0.2), "every interruption within 200 ms: {caught:.3?}");
     assert_eq!(bench.turns.iter().filter(|turn| turn.stopped == Stopped::Interrupted).count(), caught.len());

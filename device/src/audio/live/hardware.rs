@@ -135,12 +135,14 @@ fn choose(host: &Host, wish: &Wish, microphone: bool) -> Result<(Device, &'stati
             None => Err(missing(format!("no {what} `{wanted}`"), &there)),
         };
     }
+    // ALSA's `null` can always be opened, and is always silent.
+    let usable = |device: &Device| native(device, microphone).is_some() && !label(device).0.ends_with(":null");
     let default = if microphone { host.default_input_device() } else { host.default_output_device() };
-    if let Some(device) = default.filter(|device| native(device, microphone).is_some()) {
+    if let Some(device) = default.filter(usable) {
         return Ok((device, "the system's default"));
     }
     let there = devices()?;
-    match there.iter().find(|device| native(device, microphone).is_some()) {
+    match there.iter().find(|device| usable(device)) {
         Some(device) => Ok((device.clone(), "the first that can be opened")),
         None => Err(missing(format!("no {what} that can be opened"), &there)),
     }

@@ -10,7 +10,7 @@ use rubato::{Adjustable, Async, FixedAsync, Resampler, SincInterpolationParamete
 
 use super::callback::{MicCallback, SpeakerCallback};
 use super::counters::Counters;
-use super::{FRAME, Frame};
+use super::{FRAME, FRAMES_PER_SECOND, Frame};
 use crate::audio::{AudioError, SAMPLE_RATE};
 
 /// Seconds of the microphone that wait before samples are lost: a turn's longest pause in listening fits in.
@@ -82,8 +82,15 @@ pub struct SpeakerPort {
     rate: u32,
     resampler: Async<f32>,
     made: Vec<f32>,
-    /// Seconds that the ring is kept at.
+    /// Seconds that are put into the ring at the start.
     target: f64,
+    /// Seconds that the speaker takes at a time.
+    period: f64,
+    /// Seconds that the ring is kept at: what it held on average in the first second, as its user sees it between callbacks. Steering to a
+    /// figure of our own instead would let the delay creep, and the echo canceller run after it.
+    kept: Option<f64>,
+    /// Frames played, and the sum of what waited before each, until `kept` is known.
+    begun: (u32, f64),
     average: f64,
     integral: f64,
     counters: Arc<Counters>,
@@ -104,7 +111,22 @@ impl SpeakerPort {
         }
         let made = vec![0.0; resampler.output_frames_max()];
         let callback = SpeakerCallback::new(consumer, channels, counters.clone());
-        Ok((callback, Self { ring, rate, resampler, made, target, average: target, integral: 0.0, counters: counters.clone() }))
+        Ok((
+            callback,
+            Self {
+                ring,
+                rate,
+                resampler,
+                made,
+                target,
+                period: period as f64 / f64::from(rate),
+                kept: None,
+                begun: (0, 0.0),
+                average: target,
+                integral: 0.0,
+                counters: counters.clone(),
+            },
+        ))
     }
 
     /// Seconds that wait in the ring.
@@ -112,16 +134,31 @@ impl SpeakerPort {
         self.ring.occupied_len() as f64 / f64::from(self.rate)
     }
 
-    /// Is there room for a frame? Above twice the target there is none, until the speaker has caught up.
+    /// Is there room for a frame? After a stall the frames that come all at once must not make the delay longer: there is none until
+    /// the speaker has caught up.
     pub fn room(&self) -> bool {
-        self.waiting() < 2.0 * self.target && self.ring.vacant_len() >= self.made.len()
+        let most = self.kept.map_or(2.0 * self.target, |kept| kept + self.period + 0.005);
+        self.waiting() < most && self.ring.vacant_len() >= self.made.len()
     }
 
     /// Puts a frame into the ring, and bends the rate so that the ring's fill comes back to its target.
     pub fn play(&mut self, frame: &Frame) {
         let step = FRAME as f64 / f64::from(SAMPLE_RATE);
-        self.average += (self.waiting() - self.average) * step / AVERAGE;
-        let error = (self.average - self.target).clamp(-0.03, 0.03);
+        let waiting = self.waiting();
+        let error = match self.kept {
+            Some(kept) => {
+                self.average += (waiting - self.average) * step / AVERAGE;
+                (self.average - kept).clamp(-0.03, 0.03)
+            }
+            None => {
+                self.begun = (self.begun.0 + 1, self.begun.1 + waiting);
+                if self.begun.0 == FRAMES_PER_SECOND {
+                    self.average = self.begun.1 / f64::from(FRAMES_PER_SECOND);
+                    self.kept = Some(self.average);
+                }
+                0.0
+            }
+        };
         self.integral = (self.integral + error * INTEGRAL * step).clamp(-BEND, BEND);
         // Too full: make fewer samples.
         let bend = 1.0 - (error * PROPORTIONAL + self.integral).clamp(-BEND, BEND);
@@ -180,7 +217,8 @@ mod tests {
             let counts = counters.read();
             assert_eq!(counts.invented, 0, "{ppm} ppm");
             assert!((counts.drift_ppm - ppm).abs() < 60.0, "{ppm} ppm measured as {}", counts.drift_ppm);
-            assert!((port.average - port.target).abs() < 0.003, "{ppm} ppm: fill {} target {}", port.average, port.target);
+            let kept = port.kept.expect("two minutes have passed");
+            assert!((port.average - kept).abs() < 0.003, "{ppm} ppm: fill {} to be kept at {kept}", port.average);
         }
     }
 }

@@ -189,10 +189,13 @@ impl SimDevice {
             self.played.pop_front();
             self.played_from += 1;
         }
-        let a = self.played.front().copied().unwrap_or(0.0);
-        let b = self.played.get(1).copied().unwrap_or(a);
+        // Through four samples: a line between two would be a loudspeaker that distorts.
+        let at = |i: usize| self.played.get(i).copied().unwrap_or(0.0);
+        let [a, b, c, d] = [at(0), at(1), at(2), at(3)];
+        let (slope, bend) = ((c - a) * 0.5, a - 2.5 * b + 2.0 * c - 0.5 * d);
+        let twist = (d - a) * 0.5 + (b - c) * 1.5;
         self.past.pop_front();
-        self.past.push_back(a + (b - a) * part);
+        self.past.push_back(((twist * part + bend) * part + slope) * part + b);
         let newest = self.past.len() - 1;
         self.reflections.iter().map(|(delay, gain)| self.past[newest - delay] * gain).sum()
     }
