@@ -17,6 +17,9 @@ command -v cargo >/dev/null || { echo "setup: no cargo; Rust 1.95 or newer is as
 missing=()
 need() { command -v "$1" >/dev/null || missing+=("$2"); } # program, Debian package
 need cc gcc
+# cpal always speaks to ALSA on Linux; its headers are found by pkg-config.
+need pkg-config pkg-config
+[ -e /usr/include/alsa/asoundlib.h ] || missing+=(libasound2-dev)
 [ "$wanted" = demo ] || need python3 python3 # measures and judges
 if [ "$wanted" = test ] || [ "$wanted" = train ]; then
   need espeak-ng espeak-ng # voices and phones of the corpus

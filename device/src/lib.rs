@@ -13,7 +13,10 @@
 //! | [`stage`] | tokenizer, language model, decoder: one graph and its state each, chunk by chunk |
 //! | [`tools`], [`words`] | calls of the model carried out; numbers and any text as words |
 //! | [`audio`] | devices and WAV files |
-//! | [`pipeline`] | the conversation |
+//! | [`pipeline`] | one question and its answer |
+//! | [`conversation`] | microphone, turns, agent and speaker together |
+//! | [`hearing`] | echo cancellation, voice activity |
+//! | [`turns`] | who speaks when |
 //! | [`field`] | the log of what happened, and its replay |
 //! | [`events`] | the conversation told to other programs: hooks, a socket |
 //!
@@ -21,11 +24,14 @@
 
 pub mod audio;
 pub mod bundle;
+pub mod conversation;
 pub mod engine;
 pub mod events;
 pub mod field;
+pub mod hearing;
 pub mod pipeline;
 pub mod stage;
 pub mod tools;
+pub mod turns;
 pub mod vocabulary;
 pub mod words;

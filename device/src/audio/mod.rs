@@ -2,8 +2,10 @@
 //!
 //! Inside the program audio is 16 kHz, mono, f32 in -1..1. A device gives questions as streams of short pieces and takes
 //! answers as they are made; the pipeline cannot tell whether they come from files or from a microphone.
+//! [`live`]: microphone and loudspeaker at once.
 
 mod device;
+pub mod live;
 mod read;
 mod write;
 
@@ -52,6 +54,9 @@ pub enum AudioError {
     /// The disk is full or the folder cannot be written to. Nothing half-written stays behind.
     #[error("cannot write {}: {message}", path.display())]
     Write { path: PathBuf, message: String },
+    /// See the message: it says what there is, and which flag to use.
+    #[error("{message}")]
+    Device { message: String },
     /// The capturing thread ended without a word; a defect.
     #[error("the audio device stopped")]
     Stopped,

@@ -3,6 +3,8 @@
 
 mod around;
 mod bench;
+mod devices;
+mod listen;
 mod output;
 mod replay;
 mod settings;
@@ -11,12 +13,13 @@ mod talk;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use sa_device::audio::AudioError;
 use sa_device::bundle::BundleError;
 use sa_device::engine::EngineError;
 use sa_device::pipeline::AgentError;
 use sa_device::stage::StageError;
 
-/// Speaks with a bundle: questions from WAV files, answers into WAV files.
+/// Speaks with a bundle: live, or from WAV files into WAV files.
 #[derive(Parser)]
 #[command(
     name = "sa-agent",
@@ -34,6 +37,10 @@ enum Command {
     Talk(talk::Args),
     /// A field log through the same pipeline again: where does it decide otherwise?
     Replay(replay::Args),
+    /// A conversation over microphone and loudspeaker, until Ctrl-C.
+    Listen(Box<listen::Args>),
+    /// The microphones and loudspeakers of this machine, and which would be chosen.
+    Devices(devices::Args),
     /// How fast each stage of a bundle is on this machine.
     Bench(bench::Args),
 }
@@ -44,6 +51,8 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Talk(args) => talk::run(args),
         Command::Replay(args) => replay::run(args),
+        Command::Listen(args) => listen::run(*args),
+        Command::Devices(args) => devices::run(args),
         Command::Bench(args) => bench::run(args),
     };
     match done {
@@ -71,6 +80,9 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     for cause in error.chain() {
         if cause.is::<Usage>() {
             return ExitCode::from(2);
+        }
+        if matches!(cause.downcast_ref::<AudioError>(), Some(AudioError::Device { .. })) {
+            return ExitCode::from(3);
         }
         let stage = match cause.downcast_ref::<AgentError>() {
             Some(AgentError::Stage(stage)) => Some(stage),

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use sa_device::audio::AudioError;
+use sa_device::conversation::Happening;
 use sa_device::pipeline::{Event, Stopped, Turn};
 use sa_device::tools::{Due, Kind};
 use sa_device::words;
@@ -88,6 +89,42 @@ impl Screen {
         Ok(())
     }
 
+    /// A live conversation, as it happens.
+    pub fn happening(&mut self, happening: &Happening) -> io::Result<()> {
+        if self.json {
+            let mut out = io::stdout().lock();
+            serde_json::to_writer(&mut out, happening)?;
+            writeln!(out)?;
+            return out.flush();
+        }
+        match happening {
+            // Told when it is known how much of it was heard.
+            Happening::Agent(Event::Turn(_)) | Happening::State { .. } => Ok(()),
+            Happening::Agent(event) => self.event(event),
+            Happening::Settled { turn, waited_ms: w } => {
+                let mut out = io::stdout().lock();
+                answered(&mut out, turn)?;
+                writeln!(
+                    out,
+                    "       {:.0} ms from voice to voice: end of question {:.0}, first word {:.0}, first sound {:.0}, given out {:.0}, heard {:.0}",
+                    w.voice_to_voice, w.endpoint, w.first_text, w.first_audio, w.playback, w.audible
+                )
+            }
+            Happening::Problem { message } => {
+                eprintln!("sa-agent: {message}");
+                Ok(())
+            }
+        }
+    }
+
+    /// Something the user should know, that is no answer.
+    pub fn note(&mut self, message: &str) -> io::Result<()> {
+        if self.json {
+            return self.line("note", &serde_json::json!({ "message": message }));
+        }
+        writeln!(io::stdout(), "{message}")
+    }
+
     pub fn failed(&mut self, source: &str, error: &AudioError) -> io::Result<()> {
         #[derive(Serialize)]
         struct Failed<'a> {
@@ -118,6 +155,7 @@ impl Screen {
 fn answered(out: &mut impl Write, turn: &Turn) -> io::Result<()> {
     let cut = match turn.stopped {
         Stopped::Limit | Stopped::Context => " … (cut off: too long)",
+        Stopped::Interrupted => " … (interrupted)",
         Stopped::Repetition => " … (cut off: going round in circles)",
         _ => "",
     };

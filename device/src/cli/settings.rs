@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use sa_device::audio::live::Wish as AudioWish;
 use sa_device::bundle::Bundle;
+use sa_device::conversation::LiveSettings;
 use sa_device::engine::{Device, Engine, EngineName, Wish};
 use sa_device::events::HooksTable;
 use sa_device::pipeline::Settings;
@@ -53,6 +55,10 @@ pub struct File {
     pub events_socket: Option<PathBuf>,
     pub hook: HooksTable,
     pub conversation: Settings,
+    /// Microphone and speaker.
+    pub audio: AudioWish,
+    /// Turn-taking.
+    pub live: LiveSettings,
 }
 
 impl Common {

@@ -45,6 +45,8 @@ pub enum Stopped {
     Repetition,
     /// The model's context was full.
     Context,
+    /// The user took the word.
+    Interrupted,
 }
 
 /// A call and what came of it.
@@ -99,6 +101,9 @@ pub struct Turn {
     pub question_units: Vec<u32>,
     /// Units of the answer, END units left out.
     pub units: Vec<u32>,
+    /// For each word of the answer, how many of the units had been made when it was complete.
+    #[serde(skip)]
+    pub word_units: Vec<usize>,
     /// Seconds of the question.
     pub question_s: f64,
     /// Seconds of the answer.

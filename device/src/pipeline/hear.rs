@@ -8,76 +8,129 @@ use crate::audio::{AudioError, Capture, Captured};
 use crate::stage::LmInput;
 use crate::vocabulary::special;
 
-/// What was heard. The groups are in the cache already.
+/// What was heard until now. The groups that are complete are in the cache already.
 pub(super) struct Heard {
+    pub source: String,
     pub samples: usize,
     pub units: Vec<u32>,
     pub loud: bool,
     pub last_sample: Instant,
+    /// All units are there: the tokenizer has nothing to add.
+    whole: bool,
+    gate: Gate,
+    /// Units that the model has read.
+    read: usize,
+    /// Groups beyond this position are not read: the answer needs room too.
+    limit: usize,
 }
 
 impl Agent {
-    /// Takes in a question until the device says that it is over, then flushes the tokenizer. After a question with
-    /// sound the model has read `<user> g g g … <transcribe>` or, without a transcript, `<user> g g g …`.
-    pub(super) fn hear(&mut self, capture: &Capture) -> Result<Heard, AgentError> {
-        let mut gate = Gate::new(self.settings.silence_dbfs);
-        let mut heard = Heard { samples: 0, units: Vec::new(), loud: false, last_sample: Instant::now() };
-        let mut read = 0;
-        // Groups beyond this are not read: the answer needs room too.
-        let limit = self.lm.position() + self.lm.context() * 3 / 8;
+    /// Begins to hear a question. One that is still open, and an answer that was not settled, are forgotten.
+    ///
+    /// # Errors
+    /// When a graph fails. The agent is then as it was before the question; so it is with all that follows here.
+    pub fn begin(&mut self, source: &str) -> Result<(), AgentError> {
+        if self.heard.take().is_some() || self.lm.position() != self.history.positions() {
+            self.recover()?;
+        }
+        self.count_turn();
+        self.heard = Some(Heard {
+            source: source.to_owned(),
+            samples: 0,
+            units: Vec::new(),
+            loud: false,
+            last_sample: Instant::now(),
+            whole: false,
+            gate: Gate::new(self.settings.silence_dbfs),
+            read: 0,
+            limit: self.lm.position() + self.lm.context() * 3 / 8,
+        });
+        Ok(())
+    }
+
+    /// Takes in the next samples (16 kHz) of the question that [`Agent::begin`] began; without one they are ignored. `at` is when the
+    /// last of them was captured, where that is known.
+    ///
+    /// # Errors
+    /// See [`Agent::begin`].
+    pub fn push(&mut self, samples: &[f32], at: Option<Instant>) -> Result<(), AgentError> {
+        let Some(mut heard) = self.heard.take() else { return Ok(()) };
+        heard.last_sample = at.unwrap_or_else(Instant::now);
+        heard.samples += samples.len();
+        heard.loud = heard.gate.step(samples);
+        let done = self.read_on(&mut heard, samples);
+        self.heard = Some(heard);
+        done
+    }
+
+    fn read_on(&mut self, heard: &mut Heard, samples: &[f32]) -> Result<(), AgentError> {
+        self.tokenizer.step(samples, &mut heard.units)?;
+        if heard.loud { self.read_groups(heard, false) } else { Ok(()) }
+    }
+
+    /// Throws the question away: the agent is as it was before it.
+    ///
+    /// # Errors
+    /// See [`Agent::begin`].
+    pub fn abandon(&mut self) -> Result<(), AgentError> {
+        self.heard = None;
+        self.recover()
+    }
+
+    /// Takes in a question until the device says that it is over.
+    pub(super) fn hear(&mut self, capture: &Capture) -> Result<(), AgentError> {
         loop {
             match capture.pieces.recv() {
-                Ok(Captured::Samples(samples, at)) => {
-                    heard.last_sample = at.unwrap_or_else(Instant::now);
-                    heard.samples += samples.len();
-                    heard.loud = gate.step(&samples);
-                    self.tokenizer.step(&samples, &mut heard.units)?;
-                    if heard.loud {
-                        self.read_groups(&heard.units, &mut read, limit, false)?;
-                    }
-                }
-                Ok(Captured::End) => break,
+                Ok(Captured::Samples(samples, at)) => self.push(&samples, at)?,
+                Ok(Captured::End) => return Ok(()),
                 Ok(Captured::Failed(error)) => return Err(error.into()),
                 Err(_) => return Err(AudioError::Stopped.into()),
             }
         }
-        self.tokenizer.flush(&mut heard.units)?;
+    }
+
+    /// The question is over: flushes the tokenizer. After a question with sound the model has read `<user> g g g … <transcribe>` or,
+    /// without a transcript, `<user> g g g …`.
+    pub(super) fn end_hearing(&mut self, heard: &mut Heard) -> Result<(), AgentError> {
+        if !heard.whole {
+            self.tokenizer.flush(&mut heard.units)?;
+        }
         if heard.loud {
-            self.read_groups(&heard.units, &mut read, limit, true)?;
+            self.read_groups(heard, true)?;
             if self.bundle.manifest().transcript {
                 self.lm.step(LmInput::Token(special::TRANSCRIBE))?;
             }
         }
-        Ok(heard)
+        Ok(())
     }
 
-    /// The same of a question whose units are known.
-    pub(super) fn hear_units(&mut self, units: &[u32]) -> Result<Heard, AgentError> {
+    /// A question whose units are known, in place of [`Agent::begin`] and [`Agent::push`].
+    pub(super) fn hear_units(&mut self, units: &[u32]) -> Result<(), AgentError> {
+        self.begin("units")?;
         let samples = units.len() * self.bundle.manifest().samples_per_unit();
-        let heard = Heard { samples, units: units.to_vec(), loud: !units.is_empty(), last_sample: Instant::now() };
-        let limit = self.lm.position() + self.lm.context() * 3 / 8;
-        if heard.loud {
-            self.read_groups(units, &mut 0, limit, true)?;
-            if self.bundle.manifest().transcript {
-                self.lm.step(LmInput::Token(special::TRANSCRIBE))?;
-            }
+        if let Some(heard) = &mut self.heard {
+            heard.samples = samples;
+            heard.units = units.to_vec();
+            heard.loud = !units.is_empty();
+            heard.whole = true;
         }
-        Ok(heard)
+        Ok(())
     }
 
-    /// Reads the groups of `units` from `read` on that are complete; the last one is filled with END units.
-    fn read_groups(&mut self, units: &[u32], read: &mut usize, limit: usize, last: bool) -> Result<(), AgentError> {
+    /// Reads the groups that are complete and not read yet; the last one is filled with END units.
+    fn read_groups(&mut self, heard: &mut Heard, last: bool) -> Result<(), AgentError> {
         let size = self.lm.group();
-        while *read + size <= units.len() || (last && *read < units.len()) {
-            if *read == 0 {
+        let units = &heard.units;
+        while heard.read + size <= units.len() || (last && heard.read < units.len()) {
+            if heard.read == 0 {
                 self.lm.step(LmInput::Token(special::USER))?;
             }
-            let group = &units[*read..units.len().min(*read + size)];
+            let group = &units[heard.read..units.len().min(heard.read + size)];
             // `Lm::step` fills a short group with END units.
-            if self.lm.position() < limit {
+            if self.lm.position() < heard.limit {
                 self.lm.step(LmInput::Group(group))?;
             }
-            *read += group.len();
+            heard.read += group.len();
         }
         Ok(())
     }

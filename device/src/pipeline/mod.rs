@@ -8,6 +8,8 @@
 //!                 remember: the turn as compact text, re-read into the cache (when the answer is over)
 //! ```
 //! - [`Agent`]: the conversation. [`Settings`]: its limits. [`Event`], [`Turn`]: what it reports.
+//! - [`Agent::turn`]: one question from a device. Live, the same in parts: [`Agent::begin`], [`Agent::push`] while the user speaks, then
+//!   [`Agent::answer`] or [`Agent::abandon`], and [`Agent::settle`] when it is known how much of the answer was heard.
 //! - `hear`, `think`, `speak`: the three parts of a turn. `history`: what is kept of the turns before.
 //! - `voice`: the decoder, here or on a thread of its own.
 //!
@@ -34,6 +36,7 @@ use crate::engine::Engine;
 use crate::stage::{Decoder, Lm, LmInput, StageError, Tokenizer};
 use crate::tools::Tools;
 use crate::vocabulary::{Vocabulary, special};
+use hear::Heard;
 use history::History;
 use voice::Voice;
 
@@ -71,6 +74,8 @@ pub struct Agent {
     history: History,
     settings: Settings,
     turn_id: u64,
+    /// The question that is being heard.
+    heard: Option<Heard>,
 }
 
 impl Agent {
@@ -81,7 +86,7 @@ impl Agent {
         let decoder = Decoder::open(engine, &bundle)?;
         let voice = if settings.threads > 1 { Voice::on_thread(decoder) } else { Voice::here(decoder) };
         let history = History::new(lm.context() / 4, settings.history_turns);
-        Ok(Self { bundle, tokenizer, lm, voice, tools, history, settings, turn_id: 0 })
+        Ok(Self { bundle, tokenizer, lm, voice, tools, history, settings, turn_id: 0, heard: None })
     }
 
     /// The bundle that is running.
@@ -139,18 +144,41 @@ impl Agent {
     }
 
     fn try_turn(&mut self, question: Question, device: &mut dyn AudioDevice, listener: &mut Listener) -> Result<Turn, AgentError> {
-        self.begin();
-        let mut turn = Turn { turn_id: self.turn_id, ..Turn::default() };
-        let heard = match question {
+        match question {
             Question::Heard(capture) => {
-                turn.source.clone_from(&capture.source);
-                self.hear(capture)?
+                self.begin(&capture.source)?;
+                self.hear(capture)?;
             }
-            Question::Units(units) => {
-                "units".clone_into(&mut turn.source);
-                self.hear_units(units)?
-            }
-        };
+            Question::Units(units) => self.hear_units(units)?,
+        }
+        let mut turn = self.try_answer(device, listener, &|| true)?;
+        self.settle(&mut turn, None)?;
+        Ok(turn)
+    }
+
+    /// The question that [`Agent::begin`] began is over: answers it through `device`, as fast as it can be made. Between two groups `go_on`
+    /// is asked; where it says no the answer ends there, with what was made until then in the [`Turn`].
+    ///
+    /// The turn is not remembered until [`Agent::settle`] says how much of it was heard.
+    ///
+    /// # Errors
+    /// An error leaves the agent as it was before the question.
+    pub fn answer(&mut self, device: &mut dyn AudioDevice, listener: &mut Listener, go_on: &dyn Fn() -> bool) -> Result<Turn, AgentError> {
+        let result = self.try_answer(device, listener, go_on);
+        if result.is_err() {
+            device.discard();
+            self.recover()?;
+        }
+        result
+    }
+
+    fn try_answer(&mut self, device: &mut dyn AudioDevice, listener: &mut Listener, go_on: &dyn Fn() -> bool) -> Result<Turn, AgentError> {
+        if self.heard.is_none() {
+            self.begin("nothing")?;
+        }
+        let Some(mut heard) = self.heard.take() else { return Err(AudioError::Stopped.into()) };
+        self.end_hearing(&mut heard)?;
+        let mut turn = Turn { turn_id: self.turn_id, source: heard.source, ..Turn::default() };
         let manifest = self.bundle.manifest();
         turn.question_s = heard.samples as f64 / f64::from(manifest.sample_rate);
         turn.question_units = heard.units;
@@ -171,10 +199,14 @@ impl Agent {
             self.lm.step(LmInput::Token(special::AGENT))?;
         }
         self.tools.heard(&turn.transcript);
-        self.think(&mut turn, &mut clock, listener)?;
-        let plan = if self.settings.plan { Some(self.plan(&mut turn, &clock)?) } else { None };
-        self.lm.step(LmInput::Token(special::SPEAK))?;
-        self.speak(plan, &mut turn, &clock, device, listener)?;
+        if go_on() {
+            self.think(&mut turn, &mut clock, listener)?;
+            let plan = if self.settings.plan { Some(self.plan(&mut turn, &clock)?) } else { None };
+            self.lm.step(LmInput::Token(special::SPEAK))?;
+            self.speak(plan, &mut turn, &clock, device, listener, go_on)?;
+        } else {
+            turn.stopped = Stopped::Interrupted;
+        }
         self.finish(&mut turn, &clock, device)?;
         self.report(&mut turn, listener);
         if !self.bundle.manifest().transcript {
@@ -182,8 +214,31 @@ impl Agent {
             self.lm.truncate(asked);
             turn.transcript = self.write_transcript()?;
         }
-        self.remember(&turn)?;
         Ok(turn)
+    }
+
+    /// Remembers the turn that [`Agent::answer`] made, as far as it was heard: `heard_s` seconds of the answer, or all of it. What was
+    /// not heard leaves the cache and the turn's text: the user does not know of it.
+    ///
+    /// # Errors
+    /// When a graph fails; the turn is then forgotten.
+    pub fn settle(&mut self, turn: &mut Turn, heard_s: Option<f64>) -> Result<(), AgentError> {
+        if let Some(heard_s) = heard_s {
+            let heard = (heard_s * f64::from(self.bundle.manifest().unit_rate)) as usize;
+            // A word of which half was heard was heard.
+            let begins = std::iter::once(0).chain(turn.word_units.iter().copied());
+            let words = begins.zip(&turn.word_units).take_while(|(begin, end)| begin.midpoint(**end) < heard).count();
+            if words < turn.word_units.len() {
+                turn.stopped = Stopped::Interrupted;
+                let text: Vec<&str> = turn.reply_text.split(' ').take(words).collect();
+                turn.reply_text = text.join(" ");
+                turn.units.truncate(heard);
+            }
+            if words == 0 && turn.calls.is_empty() {
+                return self.reread();
+            }
+        }
+        self.remember(turn)
     }
 
     /// Answers a typed question in text, and remembers the turn. Nothing is spoken.
@@ -196,7 +251,7 @@ impl Agent {
     }
 
     fn try_ask(&mut self, question: &str, listener: &mut Listener) -> Result<Turn, AgentError> {
-        self.begin();
+        self.count_turn();
         let words = crate::words::spoken(question, self.settings.transcript_words);
         let mut turn = Turn { turn_id: self.turn_id, source: "text".to_owned(), transcript: words, ..Turn::default() };
         let mut clock = Clock { end_of_question: Instant::now(), tools: Duration::ZERO };
@@ -224,7 +279,7 @@ impl Agent {
     }
 
     fn try_say(&mut self, text: &str, device: &mut dyn AudioDevice, listener: &mut Listener) -> Result<Turn, AgentError> {
-        self.begin();
+        self.count_turn();
         let text = crate::words::spoken(text, self.settings.reply_words);
         let clock = Clock { end_of_question: Instant::now(), tools: Duration::ZERO };
         let mut turn = Turn { turn_id: self.turn_id, source: "say".to_owned(), ..Turn::default() };
@@ -234,14 +289,14 @@ impl Agent {
         self.read_words(&text)?;
         self.lm.step(LmInput::Token(special::SPEAK))?;
         let plan = self.vocabulary().words(&self.vocabulary().encode(&text));
-        self.speak(Some(plan), &mut turn, &clock, device, listener)?;
+        self.speak(Some(plan), &mut turn, &clock, device, listener, &|| true)?;
         self.finish(&mut turn, &clock, device)?;
         self.report(&mut turn, listener);
         self.reread()?;
         Ok(turn)
     }
 
-    fn begin(&mut self) {
+    fn count_turn(&mut self) {
         self.turn_id += 1;
         // What was spent between turns belongs to none.
         self.tokenizer.take_busy();
@@ -251,6 +306,7 @@ impl Agent {
 
     /// After an error: everything as it was before the turn.
     fn recover(&mut self) -> Result<(), AgentError> {
+        self.heard = None;
         self.tokenizer.reset()?;
         self.voice.reset()?;
         self.reread()

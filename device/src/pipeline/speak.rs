@@ -15,6 +15,7 @@ impl Agent {
         clock: &Clock,
         device: &mut dyn AudioDevice,
         listener: &mut Listener,
+        go_on: &dyn Fn() -> bool,
     ) -> Result<(), AgentError> {
         let rate = f64::from(self.bundle.manifest().unit_rate);
         let most_units = (self.settings.reply_seconds * rate) as usize;
@@ -37,7 +38,14 @@ impl Agent {
             let word = self.vocabulary().decode(&tokens);
             listener(&Event::Text { turn_id: turn.turn_id, text: word.clone() });
             words.push(word);
-            self.speak_word(turn, clock, device, listener)?;
+            self.speak_word(turn, clock, device, listener, go_on)?;
+            turn.word_units.push(turn.units.len());
+            if !go_on() {
+                turn.stopped = Stopped::Interrupted;
+                turn.reply_text = words.join(" ");
+                // What waits in the decoder will not be heard.
+                return self.voice.reset();
+            }
         }
         turn.reply_text = words.join(" ");
         self.voice.flush()?;
@@ -65,6 +73,7 @@ impl Agent {
         clock: &Clock,
         device: &mut dyn AudioDevice,
         listener: &mut Listener,
+        go_on: &dyn Fn() -> bool,
     ) -> Result<(), AgentError> {
         let size = self.lm.group();
         let end = self.lm.end_unit();
@@ -72,7 +81,7 @@ impl Agent {
         let most = (self.settings.word_seconds * rate / size as f64).ceil().max(1.0) as usize;
         let mut group = Vec::with_capacity(size);
         for n in 0.. {
-            if n == most || self.full() {
+            if n == most || self.full() || !go_on() {
                 // The word did not end by itself: end it as training would, so that the model goes on with the next.
                 group.clear();
             } else {

@@ -6,6 +6,7 @@ mod conversation;
 mod engines;
 mod field;
 mod layers;
+mod live;
 mod resources;
 mod streaming;
 mod tools;

@@ -1,0 +1,127 @@
+//! `sa-agent listen`.
+
+use std::process::ExitCode;
+
+use sa_device::turns::TurnSettings;
+
+use super::settings::Common;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    pub common: Common,
+    /// The microphone: an id of `sa-agent devices`, or part of an id or a name.
+    #[arg(long, value_name = "NAME", env = "SA_MICROPHONE")]
+    pub microphone: Option<String>,
+    /// The speaker, likewise.
+    #[arg(long, value_name = "NAME", env = "SA_SPEAKER")]
+    pub speaker: Option<String>,
+    /// alsa, pulseaudio or pipewire (of those that were built in).
+    #[arg(long, value_name = "NAME", env = "SA_AUDIO_HOST")]
+    pub host: Option<String>,
+    /// The microphone counts only between SIGUSR1 (key down) and SIGUSR2 (key up). Without it these signals work too, beside the voice.
+    #[arg(long)]
+    pub push_to_talk: bool,
+    /// The voice does not interrupt an answer.
+    #[arg(long)]
+    pub no_barge_in: bool,
+    /// One JSON object a line instead of a conversation to read.
+    #[arg(long)]
+    pub json: bool,
+    /// The agent's tools: a tools.toml.
+    #[arg(long, value_name = "FILE", env = "SA_TOOLS")]
+    pub tools: Option<std::path::PathBuf>,
+}
+
+impl Args {
+    /// Flags over the settings of the file.
+    fn turns(&self, settings: &mut TurnSettings) {
+        settings.push_to_talk |= self.push_to_talk;
+        settings.speaking.barge_in &= !self.no_barge_in;
+    }
+}
+
+#[cfg(not(feature = "mic"))]
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    args.turns(&mut TurnSettings::default());
+    anyhow::bail!("this program was built without microphone and speaker (the feature `mic`); `sa-agent talk` works with files")
+}
+
+#[cfg(feature = "mic")]
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::Relaxed;
+    use std::time::Instant;
+
+    use anyhow::Context;
+    use sa_device::audio::live::Duplex;
+    use sa_device::audio::live::hardware::LiveDevice;
+    use sa_device::conversation::{Control, Conversation, Happening, Mind};
+    use sa_device::pipeline::Agent;
+    use sa_device::tools::Tools;
+    use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+
+    use super::output::{Ready, Screen};
+
+    let started = Instant::now();
+    let mut settings = args.common.resolve()?;
+    args.turns(&mut settings.live.turns);
+    settings.audio.microphone = args.microphone.or(settings.audio.microphone);
+    settings.audio.speaker = args.speaker.or(settings.audio.speaker);
+    settings.audio.host = args.host.or(settings.audio.host);
+    let tools = match args.tools.as_ref().or(settings.tools.as_ref()) {
+        Some(path) => Tools::load(path).context("while reading the tools")?,
+        None => Tools::built_in(),
+    };
+    let engine = settings.engine()?;
+    let bundle = settings.open_bundle()?;
+    let name = bundle.manifest().name.clone();
+    let mut screen = Screen::new(args.json);
+    let mut limits = settings.conversation;
+    // The graphs share the machine with the audio: the decoder beside the language model keeps the answer ahead of its playback.
+    limits.threads = limits.threads.max(2);
+    let agent = Agent::open(&*engine, bundle, tools, limits).context("while loading the bundle")?;
+    let device = LiveDevice::open(settings.audio).context("while opening microphone and speaker")?;
+    screen.ready(&Ready { bundle: &name, engine: engine.name(), ms: started.elapsed().as_secs_f64() * 1e3 })?;
+    screen.note(device.opened())?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let (down, up) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    for signal in [SIGINT, SIGTERM] {
+        // The second one ends the program at once.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, stop.clone()).context("while waiting for signals")?;
+        signal_hook::flag::register(signal, stop.clone()).context("while waiting for signals")?;
+    }
+    signal_hook::flag::register(SIGUSR1, down.clone()).context("while waiting for signals")?;
+    signal_hook::flag::register(SIGUSR2, up.clone()).context("while waiting for signals")?;
+
+    let mut conversation = Conversation::new(device, Mind::on_thread(agent), settings.live);
+    let controls = conversation.controls();
+    while !stop.load(Relaxed) {
+        for (flag, control) in [(&down, Control::KeyDown), (&up, Control::KeyUp)] {
+            if flag.swap(false, Relaxed) {
+                // The queue is read every 10 ms.
+                let _ = controls.enqueue(control);
+            }
+        }
+        let mut shown = Ok(());
+        let mut tell = |happening: &Happening| {
+            if shown.is_ok() {
+                shown = screen.happening(happening);
+            }
+        };
+        conversation.frame(&mut tell)?;
+        shown?;
+    }
+    let counts = conversation.device().counts();
+    screen.note(&format!(
+        "heard {:.0} s; {} samples of the microphone lost, {} of the speaker made up, {} underruns reported; clocks {:.0} ppm apart",
+        conversation.hearing().now().as_secs_f64(),
+        counts.dropped,
+        counts.invented,
+        counts.xruns,
+        counts.drift_ppm
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}

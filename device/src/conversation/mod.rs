@@ -1,0 +1,350 @@
+//! A conversation over a microphone and a loudspeaker, hardware or simulated.
+//!
+//! ```text
+//! Duplex ─10 ms─▶ Hearing: echo, voice ─▶ Turns: who speaks ─▶ Mind: the agent ─▶ Playback ─10 ms─▶ Duplex
+//! ```
+//! [`Conversation::frame`] is one round of 10 ms; call it for ever. Time is counted in frames of the microphone, so that the same
+//! conversation takes place on a simulated clock as on a real one. [`Happening`] is what it tells.
+
+mod mind;
+mod playback;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use heapless::mpmc;
+use serde::{Deserialize, Serialize};
+
+pub use mind::{Mind, Order, Report};
+pub use playback::{Playback, Played};
+
+use crate::audio::AudioError;
+use crate::audio::live::{Counts, Duplex, FRAME, Frame};
+use crate::hearing::{ActivitySettings, Change, Hearing};
+use crate::pipeline::{Event, Turn};
+use crate::turns::{Action, Input, State, Time, Timeouts, TurnSettings, Turns};
+
+/// Settings of a live conversation: the table `live` of the settings file.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LiveSettings {
+    /// See [`TurnSettings`].
+    pub turns: TurnSettings,
+    /// See [`ActivitySettings`].
+    pub activity: ActivitySettings,
+    /// A question that consists of exactly one of these ends the answer and is not answered.
+    pub stop_words: Vec<String>,
+}
+
+impl Default for LiveSettings {
+    fn default() -> Self {
+        let stop_words = ["stop", "stop it", "stop please", "be quiet", "quiet"].map(str::to_owned).to_vec();
+        Self { turns: TurnSettings::default(), activity: ActivitySettings::default(), stop_words }
+    }
+}
+
+/// Keys and signals from other threads and signal handlers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// The talk key is pressed.
+    KeyDown,
+    /// The talk key is released.
+    KeyUp,
+    /// Be quiet.
+    Stop,
+}
+
+/// Never waits; a full queue refuses.
+pub type Controls = Arc<mpmc::Queue<Control, 16>>;
+
+/// How long the user waited, in the five parts of the way (milliseconds).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Waited {
+    /// End of the user's voice → the question is taken for over.
+    pub endpoint: f64,
+    /// → first word of the answer.
+    pub first_text: f64,
+    /// → first samples of it.
+    pub first_audio: f64,
+    /// → they are given to the device.
+    pub playback: f64,
+    /// → they are heard, by what waits before them.
+    pub audible: f64,
+    /// All of it: from voice to voice.
+    pub voice_to_voice: f64,
+}
+
+/// What a conversation tells. As JSON: one object, its kind in `event`; events of the agent as they are.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub enum Happening {
+    /// The agent does something else now.
+    State {
+        /// Seconds since the beginning.
+        at_s: f64,
+        state: State,
+    },
+    /// The turn is over; `turn` tells what was heard of it.
+    Settled { turn: Box<Turn>, waited_ms: Waited },
+    /// Something failed; the conversation goes on.
+    Problem { message: String },
+    /// See [`Event`]; the event `turn` tells what was made, not what was heard.
+    #[serde(untagged)]
+    Agent(Event),
+}
+
+/// See the module.
+pub struct Conversation<D: Duplex> {
+    device: D,
+    hearing: Hearing,
+    turns: Turns,
+    mind: Mind,
+    playback: Playback,
+    controls: Controls,
+    settings: LiveSettings,
+    /// Number of the question; reports on others are out of date.
+    question: u64,
+    /// The question is open: sound up to here was given to the agent.
+    pushed: Option<Time>,
+    /// The answer is out; it is heard to its end in so many frames.
+    ending: Option<u32>,
+    waited: Waited,
+    /// When the voice ended, and when the question did: in the sound, and on the wall.
+    voice_ended: Time,
+    asked: Instant,
+    complained: Counts,
+}
+
+impl<D: Duplex> Conversation<D> {
+    /// Begins.
+    pub fn new(device: D, mind: Mind, settings: LiveSettings) -> Self {
+        Self {
+            device,
+            hearing: Hearing::new(settings.activity.clone()),
+            turns: Turns::new(settings.turns.clone(), Duration::ZERO),
+            mind,
+            playback: Playback::default(),
+            controls: Controls::default(),
+            settings,
+            question: 0,
+            pushed: None,
+            ending: None,
+            waited: Waited::default(),
+            voice_ended: Duration::ZERO,
+            asked: Instant::now(),
+            complained: Counts::default(),
+        }
+    }
+
+    /// Where keys and signals go in.
+    pub fn controls(&self) -> Controls {
+        self.controls.clone()
+    }
+
+    /// The device.
+    pub fn device(&mut self) -> &mut D {
+        &mut self.device
+    }
+
+    /// The hearing, for reports.
+    pub fn hearing(&self) -> &Hearing {
+        &self.hearing
+    }
+
+    /// What the agent is doing.
+    pub fn state(&self) -> State {
+        self.turns.state()
+    }
+
+    /// States that ended by their timeout.
+    pub fn timeouts(&self) -> Timeouts {
+        self.turns.timeouts()
+    }
+
+    /// One round: waits for the next 10 ms of the microphone.
+    ///
+    /// # Errors
+    /// When the device will not come back, or the agent's thread has died.
+    pub fn frame(&mut self, tell: &mut dyn FnMut(&Happening)) -> Result<(), AudioError> {
+        let before = self.turns.state();
+        let mut microphone = [0.0; FRAME];
+        self.device.listen(&mut microphone)?;
+        let mut speaker: Frame = [0.0; FRAME];
+        let mut played = Played::Nothing;
+        if self.device.room() {
+            played = self.playback.frame(&mut speaker);
+            self.device.play(&speaker);
+        }
+        let change = self.hearing.step(&microphone, &speaker);
+        self.follow_playback(played);
+        match change {
+            Some(Change::Began(since)) => self.input(Input::SpeechStarted { since }),
+            Some(Change::Ended(at)) => {
+                self.voice_ended = at;
+                self.input(Input::SpeechEnded { at });
+            }
+            None => {}
+        }
+        while let Some(control) = self.controls.dequeue() {
+            self.input(match control {
+                Control::KeyDown => Input::KeyDown,
+                Control::KeyUp => Input::KeyUp,
+                Control::Stop => Input::StopWord,
+            });
+        }
+        while let Some(report) = self.mind.report()? {
+            self.take(report, tell);
+        }
+        self.input(Input::Tick);
+        // In pieces of 20 ms, as the tokenizer was built for.
+        if self.pushed.is_some_and(|pushed| self.hearing.now() >= pushed + Duration::from_millis(20)) {
+            self.push();
+        }
+        if self.turns.state() != before {
+            tell(&Happening::State { at_s: self.hearing.now().as_secs_f64(), state: self.turns.state() });
+        }
+        if let Some(message) = self.device.notice() {
+            tell(&Happening::Problem { message });
+        }
+        self.complain(tell);
+        Ok(())
+    }
+
+    fn input(&mut self, input: Input) {
+        for action in self.turns.step(self.hearing.now(), input) {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Begin { since } => {
+                self.question += 1;
+                self.mind.want(self.question);
+                self.mind.order(Order::Begin);
+                self.pushed = Some(since);
+                self.push();
+            }
+            Action::Answer => {
+                self.push();
+                self.pushed = None;
+                self.playback.clear();
+                self.asked = Instant::now();
+                let endpoint = self.hearing.now().saturating_sub(self.voice_ended);
+                self.waited = Waited { endpoint: ms(endpoint), ..Waited::default() };
+                self.mind.order(Order::Answer(self.question));
+            }
+            Action::Abandon => {
+                self.drop_question();
+                self.mind.order(Order::Abandon);
+            }
+            Action::Pause => self.playback.hold(),
+            Action::Resume => self.playback.resume(),
+            Action::Cut => {
+                let heard = self.playback.heard(self.device.latency());
+                self.drop_question();
+                self.mind.order(Order::Settle(Some(heard)));
+            }
+            Action::Silence => self.playback.clear(),
+            Action::Forget => self.mind.order(Order::Forget),
+        }
+    }
+
+    /// Nothing that the agent still says about this question is wanted.
+    fn drop_question(&mut self) {
+        self.question += 1;
+        self.mind.want(0);
+        self.pushed = None;
+        self.ending = None;
+        self.playback.clear();
+    }
+
+    /// Gives the agent what was heard since the last time.
+    fn push(&mut self) {
+        let Some(pushed) = self.pushed else { return };
+        let samples = self.hearing.since(pushed);
+        self.pushed = Some(self.hearing.now());
+        if !samples.is_empty() {
+            self.mind.order(Order::Push(samples));
+        }
+    }
+
+    fn follow_playback(&mut self, played: Played) {
+        match played {
+            Played::First => {
+                self.waited.playback = ms(self.asked.elapsed()) - self.waited.first_audio - self.waited.first_text;
+                self.waited.audible = self.device.latency() * 10.0;
+                self.input(Input::PlaybackStarted);
+            }
+            Played::Last => self.ending = Some(self.device.latency().ceil() as u32),
+            Played::More | Played::Nothing => {}
+        }
+        match self.ending {
+            Some(0) => {
+                self.ending = None;
+                self.playback.clear();
+                self.mind.order(Order::Settle(None));
+                self.input(Input::PlaybackFinished);
+            }
+            Some(frames) => self.ending = Some(frames - 1),
+            None => {}
+        }
+    }
+
+    fn take(&mut self, report: Report, tell: &mut dyn FnMut(&Happening)) {
+        match report {
+            Report::Event(question, event) => {
+                if question == self.question {
+                    self.take_event(&event);
+                }
+                tell(&Happening::Agent(event));
+            }
+            Report::Samples(question, samples) if question == self.question => {
+                if self.waited.first_audio == 0.0 {
+                    self.waited.first_audio = (ms(self.asked.elapsed()) - self.waited.first_text).max(0.0);
+                }
+                self.playback.push(&samples);
+            }
+            Report::Done(question) if question == self.question => self.playback.complete(),
+            Report::Failed(question, message) => {
+                tell(&Happening::Problem { message });
+                if question == self.question {
+                    self.input(Input::Failed);
+                }
+            }
+            Report::Settled(turn) => {
+                let w = &mut self.waited;
+                w.voice_to_voice = w.endpoint + w.first_text + w.first_audio + w.playback + w.audible;
+                tell(&Happening::Settled { turn, waited_ms: *w });
+            }
+            // Of a question that nobody asks any more.
+            Report::Samples(..) | Report::Done(_) => {}
+        }
+    }
+
+    fn take_event(&mut self, event: &Event) {
+        match event {
+            Event::Heard { silence: true, .. } => self.input(Input::Read { understood: false }),
+            Event::Heard { transcript, .. } if self.settings.stop_words.contains(transcript) => self.input(Input::StopWord),
+            Event::Heard { .. } => self.input(Input::Read { understood: true }),
+            Event::Text { .. } if self.waited.first_text == 0.0 => self.waited.first_text = ms(self.asked.elapsed()),
+            _ => {}
+        }
+    }
+
+    /// Once in ten seconds, says what was lost.
+    fn complain(&mut self, tell: &mut dyn FnMut(&Happening)) {
+        if !self.hearing.now().as_millis().is_multiple_of(10_000) {
+            return;
+        }
+        let counts = self.device.counts();
+        if let Some(message) = counts.complaint(&self.complained) {
+            tell(&Happening::Problem { message });
+        }
+        self.complained = counts;
+    }
+}
+
+fn ms(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e5).round() / 100.0
+}

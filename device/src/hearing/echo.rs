@@ -1,0 +1,145 @@
+//! Takes the program's own voice out of the microphone: WebRTC's AEC3, by the crate `aec3`.
+//!
+//! The reference is what was played, frame by frame as the microphone's frames came. The delay between the two is measured by
+//! the canceller, not assumed.
+
+use aec3::api::config::EchoCanceller3Config;
+use aec3::audio_processing::aec3::block::Block;
+use aec3::audio_processing::aec3::block_processor::BlockProcessor;
+
+use crate::audio::SAMPLE_RATE;
+use crate::audio::live::{FRAME, Frame};
+
+/// Samples of the canceller's blocks: 4 ms.
+const BLOCK: usize = 64;
+/// The canceller counts in 16-bit steps.
+const SCALE: f32 = 32768.0;
+/// A frame is two and a half blocks: every other frame half a block is late.
+const LATE: usize = FRAME - FRAME / BLOCK * BLOCK;
+
+/// The echo canceller of one microphone and one speaker.
+pub struct Echo {
+    processor: BlockProcessor,
+    render: Block,
+    capture: Block,
+    /// Samples that wait for a whole block, and those that are done.
+    reference: Vec<f32>,
+    microphone: Vec<f32>,
+    clean: Vec<f32>,
+    /// The canceller wants no offset: state of the filter that takes it out.
+    offset: (f32, f32),
+}
+
+impl Default for Echo {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Echo {
+    /// Knows nothing of the room yet; it takes a second or two of speech to learn it.
+    pub fn new() -> Self {
+        Self {
+            processor: BlockProcessor::new(EchoCanceller3Config::default(), SAMPLE_RATE as i32, 1, 1),
+            render: Block::new(1, 1),
+            capture: Block::new(1, 1),
+            reference: Vec::with_capacity(FRAME + BLOCK),
+            microphone: Vec::with_capacity(FRAME + BLOCK),
+            clean: vec![0.0; LATE],
+            offset: (0.0, 0.0),
+        }
+    }
+
+    /// A frame of the microphone without what was played. It comes [`Echo::delay`] samples late.
+    pub fn step(&mut self, microphone: &Frame, played: &Frame, clean: &mut Frame) {
+        self.reference.extend_from_slice(played);
+        for sample in microphone {
+            // First-order high pass at 30 Hz.
+            let out = sample - self.offset.0 + 0.988 * self.offset.1;
+            self.offset = (*sample, out);
+            self.microphone.push(out);
+        }
+        while self.microphone.len() >= BLOCK {
+            for (slot, sample) in self.render.view_mut(0, 0).iter_mut().zip(self.reference.drain(..BLOCK)) {
+                *slot = sample * SCALE;
+            }
+            let mut saturated = false;
+            for (slot, sample) in self.capture.view_mut(0, 0).iter_mut().zip(self.microphone.drain(..BLOCK)) {
+                saturated |= sample.abs() >= 0.999;
+                *slot = sample * SCALE;
+            }
+            self.processor.buffer_render(&self.render);
+            self.processor.process_capture(false, saturated, None, &mut self.capture);
+            self.clean.extend(self.capture.view(0, 0).iter().map(|sample| (sample / SCALE).clamp(-1.0, 1.0)));
+        }
+        for (slot, sample) in clean.iter_mut().zip(self.clean.drain(..FRAME)) {
+            *slot = sample;
+        }
+    }
+
+    /// Samples by which the clean signal is late.
+    pub const fn delay() -> usize {
+        LATE
+    }
+
+    /// The measured delay from the program to the microphone in milliseconds; 0 while it is unknown.
+    pub fn loop_delay_ms(&self) -> i32 {
+        self.processor.get_metrics().delay_ms
+    }
+
+    /// By how many dB the echo is made weaker, by the canceller's own estimate.
+    pub fn enhancement_db(&self) -> f64 {
+        self.processor.get_metrics().echo_return_loss_enhancement
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Speech-like noise over a path of 50 ms at half level: gone after a few seconds; the delay is found; what is not an echo stays.
+    #[test]
+    fn the_echo_goes_and_the_rest_stays() {
+        let mut state = 1u32;
+        let mut noise = move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 16) as f32 / 32_768.0 - 1.0
+        };
+        let mut echo = Echo::new();
+        let mut past = std::collections::VecDeque::from(vec![0.0f32; 800]);
+        let (mut smooth, mut energy_in, mut energy_out) = (0.0f32, 0.0f32, 0.0f32);
+        let mut clean = [0.0; FRAME];
+        for i in 0..600 {
+            let loud = 0.4 * ((i as f32 * 0.2).sin() * 0.5 + 0.5);
+            let mut played = [0.0; FRAME];
+            played.iter_mut().for_each(|x| {
+                smooth += 0.3 * (noise() - smooth);
+                *x = loud * smooth;
+            });
+            let mut microphone = [0.0; FRAME];
+            for (mic, sample) in microphone.iter_mut().zip(played) {
+                past.push_back(sample);
+                *mic = 0.5 * past.pop_front().unwrap_or(0.0);
+            }
+            echo.step(&microphone, &played, &mut clean);
+            if i >= 400 {
+                energy_in += microphone.iter().map(|x| x * x).sum::<f32>();
+                energy_out += clean.iter().map(|x| x * x).sum::<f32>();
+            }
+        }
+        let gone = 10.0 * (energy_in / energy_out.max(1e-12)).log10();
+        assert!(gone > 20.0, "{gone} dB");
+        assert!((30..=60).contains(&echo.loop_delay_ms()), "{} ms", echo.loop_delay_ms());
+        // Nothing is played: a voice of the room passes.
+        let (mut before, mut after) = (0.0f32, 0.0f32);
+        for i in 0..200 {
+            let voice: Frame = std::array::from_fn(|n| 0.2 * ((i * FRAME + n) as f32 * 0.15).sin());
+            echo.step(&voice, &[0.0; FRAME], &mut clean);
+            if i >= 100 {
+                before += voice.iter().map(|x| x * x).sum::<f32>();
+                after += clean.iter().map(|x| x * x).sum::<f32>();
+            }
+        }
+        assert!(after > 0.5 * before, "{before} became {after}");
+    }
+}

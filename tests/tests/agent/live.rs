@@ -1,0 +1,187 @@
+//! A conversation on the simulated device: the shipped agent in a room that echoes, on clocks that drift, in a program that stalls.
+
+use std::path::{Path, PathBuf};
+
+use sa_device::audio::live::{Room, SimDevice};
+use sa_device::audio::{AudioDevice, Pace, WavDevice, read_wav};
+use sa_device::bundle::Bundle;
+use sa_device::conversation::{Conversation, Happening, LiveSettings, Mind};
+use sa_device::engine::Tract;
+use sa_device::pipeline::{Agent, Event, Settings, Stopped, Turn};
+use sa_device::tools::Tools;
+use sa_device::turns::State;
+
+/// Questions that need no turn before, with what the user says into the answer of some.
+const QUESTIONS: [&str; 12] = [
+    "01-agenda",
+    "05-brightness",
+    "06-calendar",
+    "09-devices",
+    "10-facts",
+    "11-lights",
+    "12-locks",
+    "03-arithmetic",
+    "16-repeat",
+    "17-smalltalk",
+    "18-thermostat",
+    "20-timers",
+];
+
+fn nano() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/pretrained/nano")
+}
+
+fn sample(name: &str) -> PathBuf {
+    nano().join("samples").join(format!("{name}.wav"))
+}
+
+fn agent() -> Agent {
+    let bundle = Bundle::open(&nano().join("bundle")).expect("the shipped bundle");
+    // Each turn for itself, so that file mode can be compared with.
+    let settings = Settings { history_turns: 0, ..Settings::default() };
+    Agent::open(&Tract, bundle, Tools::built_in(), settings).expect("loads")
+}
+
+/// What file mode understands.
+fn in_file_mode(agent: &mut Agent, name: &str) -> String {
+    let mut device = WavDevice::new(vec![sample(name)], Vec::new(), Pace::Fast, 30.0).expect("a sample");
+    let capture = device.capture().expect("readable").expect("one question");
+    agent.turn(&capture, &mut device, &mut |_: &Event| {}).expect("a turn").transcript
+}
+
+/// A conversation and what it told.
+struct Bench {
+    conversation: Conversation<SimDevice>,
+    turns: Vec<Turn>,
+    problems: Vec<String>,
+    states: Vec<State>,
+}
+
+impl Bench {
+    fn new(room: Room) -> Self {
+        let device = SimDevice::new(room).expect("usual rates");
+        let conversation = Conversation::new(device, Mind::here(agent()), LiveSettings::default());
+        let mut bench = Self { conversation, turns: Vec::new(), problems: Vec::new(), states: Vec::new() };
+        bench.run(1.0);
+        bench
+    }
+
+    fn frame(&mut self) {
+        let (turns, problems, states) = (&mut self.turns, &mut self.problems, &mut self.states);
+        let mut tell = |happening: &Happening| match happening {
+            Happening::Settled { turn, .. } => turns.push((**turn).clone()),
+            Happening::Problem { message } => problems.push(message.clone()),
+            Happening::State { state, .. } => states.push(*state),
+            _ => {}
+        };
+        self.conversation.frame(&mut tell).expect("the simulation does not fail");
+    }
+
+    fn run(&mut self, seconds: f64) {
+        for _ in 0..(seconds * 100.0) as usize {
+            self.frame();
+        }
+    }
+
+    fn until(&mut self, state: State, seconds: f64) -> f64 {
+        let started = self.conversation.device().now();
+        while self.conversation.state() != state {
+            self.frame();
+            let waited = self.conversation.device().now() - started;
+            assert!(waited < seconds, "{state:?} was not reached in {seconds} s, it is {:?}", self.conversation.state());
+        }
+        self.conversation.device().now() - started
+    }
+
+    fn say(&mut self, name: &str) {
+        let voice = read_wav(&sample(name), 30.0).expect("a sample");
+        self.conversation.device().say(&voice);
+    }
+
+    /// Seconds from the first loud sample of the user to a speaker that is silent.
+    fn interrupt(&mut self, name: &str) -> f64 {
+        let voice = read_wav(&sample(name), 30.0).expect("a sample");
+        let onset = voice.chunks(160).position(|chunk| chunk.iter().any(|x| x.abs() > 0.03)).expect("it is not silent");
+        self.conversation.device().say(&voice[onset * 160..]);
+        self.conversation.device().take_loudness();
+        let started = self.conversation.device().now();
+        let mut silent = 0;
+        loop {
+            self.frame();
+            silent = if self.conversation.device().take_loudness() < 1e-3 { silent + 1 } else { 0 };
+            let now = self.conversation.device().now();
+            // 150 ms of silence are not a pause between two words.
+            if silent >= 15 {
+                return now - started - 0.15;
+            }
+            assert!(now - started < 3.0, "it speaks on");
+        }
+    }
+}
+
+/// Questions, one after the other; into every third answer the user speaks the next question.
+#[test]
+fn a_conversation_in_a_room_that_echoes() {
+    let mut reference = agent();
+    let expected: Vec<String> = QUESTIONS.iter().map(|name| in_file_mode(&mut reference, name)).collect();
+    let mut bench = Bench::new(Room { seed: 3, ..Room::default() });
+    let started = std::time::Instant::now();
+    let (mut caught, mut asked) = (Vec::new(), 0);
+    let mut interrupted = false;
+    for (i, name) in QUESTIONS.iter().enumerate() {
+        if !interrupted {
+            bench.say(name);
+        }
+        asked += 1;
+        bench.until(State::Speaking, 15.0);
+        interrupted = i % 3 == 2 && i + 1 < QUESTIONS.len();
+        if interrupted {
+            bench.run(0.6);
+            assert_eq!(bench.conversation.state(), State::Speaking, "the answer to {name} is long enough");
+            caught.push(bench.interrupt(QUESTIONS[i + 1]));
+            bench.until(State::Listening, 1.0);
+        } else {
+            bench.until(State::Idle, 20.0);
+            bench.run(1.5);
+        }
+    }
+    bench.run(10.0);
+    let simulated = bench.conversation.device().now();
+    let speed = simulated / started.elapsed().as_secs_f64();
+    let heard: Vec<&str> = bench.turns.iter().map(|turn| turn.transcript.as_str()).collect();
+    println!("{simulated:.0} s simulated at {speed:.1} times real time; barge-in after {caught:.3?} s; heard {heard:#?}");
+    println!(
+        "{:?}, loop {} ms",
+        sa_device::audio::live::Duplex::counts(bench.conversation.device()),
+        bench.conversation.hearing().echo().loop_delay_ms()
+    );
+    assert_eq!(bench.turns.len(), asked, "no question is lost, and the agent does not answer itself");
+    assert!(caught.iter().all(|seconds| *seconds <= 0.2), "every interruption within 200 ms: {caught:.3?}");
+    assert_eq!(bench.turns.iter().filter(|turn| turn.stopped == Stopped::Interrupted).count(), caught.len());
+    assert_eq!(bench.conversation.timeouts(), Default::default(), "no state was left by its timeout");
+    let right = heard.iter().zip(&expected).filter(|(heard, expected)| heard == &expected).count();
+    assert!(right + 2 >= QUESTIONS.len(), "{right} of {} are understood as in file mode: {heard:?} and {expected:?}", QUESTIONS.len());
+    assert_eq!(bench.conversation.state(), State::Idle);
+    assert!(speed > 1.0, "faster than real time: {speed}");
+}
+
+/// A cough (noise, 250 ms) does not end an answer; after it the answer goes on to its end.
+#[test]
+fn a_door_does_not_end_the_answer() {
+    let mut bench = Bench::new(Room { seed: 5, stall_every: f64::INFINITY, ..Room::default() });
+    bench.say("16-repeat");
+    bench.until(State::Speaking, 15.0);
+    bench.run(0.5);
+    let mut state = 9u32;
+    let door: Vec<f32> = (0..4000)
+        .map(|i| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            ((state >> 16) as f32 / 32_768.0 - 1.0) * 0.5 * (-(i as f32) / 800.0).exp()
+        })
+        .collect();
+    bench.conversation.device().say(&door);
+    bench.until(State::Idle, 20.0);
+    bench.run(3.0);
+    assert_eq!(bench.turns.len(), 1, "{:?}", bench.states);
+    assert_eq!(bench.turns[0].stopped, Stopped::End, "{:?}", bench.states);
+}
