@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use anyhow::Context;
 use sa_device::audio::Capture;
 use sa_device::bundle::Bundle;
+use sa_device::conversation::Happening;
 use sa_device::events::{Events, Hooks, Signal, Socket};
 use sa_device::field::{FieldLog, Keep};
-use sa_device::pipeline::{Event, Turn};
+use sa_device::pipeline::{Event, Stopped, Turn};
 use sa_device::tools::{Now, Tools};
+use sa_device::turns::State;
 
 use super::output::Screen;
 use super::settings::File;
@@ -89,6 +91,32 @@ impl Company {
         if let Some(log) = &mut self.log {
             log.turn(turn);
         }
+    }
+
+    /// In a live conversation.
+    pub fn happening(&mut self, happening: &Happening) {
+        match happening {
+            Happening::State { state: State::Listening, .. } => self.events.signal(&Signal::Listening),
+            Happening::State { state: State::Idle, .. } => self.events.signal(&Signal::Idle),
+            Happening::State { .. } => {}
+            Happening::Agent(event) => self.event(event),
+            Happening::Settled { turn, question, .. } => {
+                if turn.stopped == Stopped::Interrupted {
+                    self.events.signal(&Signal::Interrupted { turn_id: turn.turn_id });
+                }
+                if let Some(log) = &mut self.log {
+                    log.turn_with(turn, question.clone());
+                }
+            }
+            Happening::Due(due) => self.events.signal(&Signal::Due(due)),
+            Happening::Problem { message } => self.events.signal(&Signal::Error { message }),
+        }
+    }
+
+    /// What went wrong beside a live conversation, once a second or so.
+    pub fn problem(&mut self) -> Option<String> {
+        let told = if self.problems.is_empty() { None } else { Some(self.problems.remove(0)) };
+        told.or_else(|| self.log.as_mut().and_then(FieldLog::problem)).or_else(|| self.events.problem())
     }
 
     /// A turn failed.

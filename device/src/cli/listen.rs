@@ -4,12 +4,15 @@ use std::process::ExitCode;
 
 use sa_device::turns::TurnSettings;
 
+use super::around::Around;
 use super::settings::Common;
 
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     pub common: Common,
+    #[command(flatten)]
+    pub around: Around,
     /// The microphone: an id of `sa-agent devices`, or part of an id or a name.
     #[arg(long, value_name = "NAME", env = "SA_MICROPHONE")]
     pub microphone: Option<String>,
@@ -59,18 +62,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     use sa_device::audio::live::hardware::LiveDevice;
     use sa_device::conversation::{Control, Conversation, Happening, Mind};
     use sa_device::pipeline::Agent;
-    use sa_device::tools::Tools;
+    use sa_device::tools::{Tools, default_state_dir};
     use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
+    use super::around::Company;
     use super::output::{Ready, Screen};
 
     let started = Instant::now();
     let mut settings = args.common.resolve()?;
+    args.around.resolve(&mut settings);
+    // Timers and alarms of somebody who talks to it are to survive the night.
+    settings.state = settings.state.or_else(default_state_dir);
     args.turns(&mut settings.live.turns);
     settings.audio.microphone = args.microphone.or(settings.audio.microphone);
     settings.audio.speaker = args.speaker.or(settings.audio.speaker);
     settings.audio.host = args.host.or(settings.audio.host);
-    let tools = match args.tools.as_ref().or(settings.tools.as_ref()) {
+    let mut tools = match args.tools.as_ref().or(settings.tools.as_ref()) {
         Some(path) => Tools::load(path).context("while reading the tools")?,
         None => Tools::built_in(),
     };
@@ -78,6 +85,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let bundle = settings.open_bundle()?;
     let name = bundle.manifest().name.clone();
     let mut screen = Screen::new(args.json);
+    let mut company = Company::open(&mut settings, &bundle, &mut tools)?;
+    let volume = tools.volume();
     let mut limits = settings.conversation;
     // The graphs share the machine with the audio: the decoder beside the language model keeps the answer ahead of its playback.
     limits.threads = limits.threads.max(2);
@@ -96,7 +105,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     signal_hook::flag::register(SIGUSR1, down.clone()).context("while waiting for signals")?;
     signal_hook::flag::register(SIGUSR2, up.clone()).context("while waiting for signals")?;
 
-    let mut conversation = Conversation::new(device, Mind::on_thread(agent), settings.live);
+    let mut conversation = Conversation::new(device, Mind::on_thread(agent), settings.live, volume);
     let controls = conversation.controls();
     while !stop.load(Relaxed) {
         for (flag, control) in [(&down, Control::KeyDown), (&up, Control::KeyUp)] {
@@ -107,13 +116,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         let mut shown = Ok(());
         let mut tell = |happening: &Happening| {
+            company.happening(happening);
             if shown.is_ok() {
                 shown = screen.happening(happening);
             }
         };
         conversation.frame(&mut tell)?;
         shown?;
+        while let Some(problem) = company.problem() {
+            screen.problem(&problem)?;
+        }
     }
+    company.close(&mut screen)?;
     let counts = conversation.device().counts();
     screen.note(&format!(
         "heard {:.0} s; {} samples of the microphone lost, {} of the speaker made up, {} underruns reported; clocks {:.0} ppm apart",

@@ -101,7 +101,8 @@ impl Screen {
             // Told when it is known how much of it was heard.
             Happening::Agent(Event::Turn(_)) | Happening::State { .. } => Ok(()),
             Happening::Agent(event) => self.event(event),
-            Happening::Settled { turn, waited_ms: w } => {
+            Happening::Due(due) => self.due(due),
+            Happening::Settled { turn, waited_ms: w, .. } => {
                 let mut out = io::stdout().lock();
                 answered(&mut out, turn)?;
                 writeln!(

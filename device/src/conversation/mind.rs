@@ -9,7 +9,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use crate::audio::{AudioDevice, AudioError, Capture};
+use crate::field;
 use crate::pipeline::{Agent, AgentError, Event, Stopped, Turn};
+use crate::tools::{Due, Now};
 
 /// What the agent is to do. Orders are carried out one after the other.
 #[derive(Debug)]
@@ -26,6 +28,10 @@ pub enum Order {
     Settle(Option<f64>),
     /// Forget the conversation.
     Forget,
+    /// Look whether a timer, an alarm or a reminder fell due.
+    Look,
+    /// Silence what rings.
+    Quiet,
 }
 
 /// What the agent tells about the question of this number.
@@ -37,8 +43,10 @@ pub enum Report {
     Samples(u64, Vec<f32>),
     /// The answer is complete.
     Done(u64),
-    /// The turn is remembered, as far as it was heard.
-    Settled(Box<Turn>),
+    /// The turn is remembered, as far as it was heard; with the samples of the question (16 kHz, 16 bit).
+    Settled(Box<Turn>, Vec<i16>),
+    /// What fell due; what could not be kept; whether something rings.
+    Due(Vec<Due>, Option<String>, bool),
     /// The question is lost.
     Failed(u64, String),
 }
@@ -55,7 +63,7 @@ impl Mind {
     /// In the caller's thread.
     pub fn here(agent: Agent) -> Self {
         let wanted = Arc::new(AtomicU64::new(0));
-        Self::Here { worker: Box::new(Worker { agent, pending: None }), reports: VecDeque::new(), wanted }
+        Self::Here { worker: Box::new(Worker::new(agent)), reports: VecDeque::new(), wanted }
     }
 
     /// On a thread of its own, which ends when this is dropped.
@@ -65,7 +73,7 @@ impl Mind {
         let (sender, reports) = channel();
         let shared = wanted.clone();
         let thread = std::thread::spawn(move || {
-            let mut worker = Worker { agent, pending: None };
+            let mut worker = Worker::new(agent);
             for order in work {
                 let mut gone = false;
                 worker.carry_out(order, &shared, &mut |report| gone |= sender.send(report).is_err());
@@ -129,10 +137,17 @@ impl Drop for Mind {
 /// The agent, and the answer that is not settled yet.
 pub struct Worker {
     agent: Agent,
-    pending: Option<Turn>,
+    pending: Option<(Turn, Vec<i16>)>,
+    /// The question as it was heard.
+    question: Vec<i16>,
+    rang: bool,
 }
 
 impl Worker {
+    fn new(agent: Agent) -> Self {
+        Self { agent, pending: None, question: Vec::new(), rang: false }
+    }
+
     fn carry_out(&mut self, order: Order, wanted: &AtomicU64, report: &mut dyn FnMut(Report)) {
         let question = match order {
             Order::Answer(question) => question,
@@ -145,21 +160,48 @@ impl Worker {
 
     fn try_to(&mut self, order: Order, wanted: &AtomicU64, report: &mut dyn FnMut(Report)) -> Result<(), AgentError> {
         match order {
-            Order::Begin => self.agent.begin("microphone"),
-            Order::Push(samples) => self.agent.push(&samples, None),
+            Order::Begin => {
+                self.question.clear();
+                self.agent.begin("microphone")
+            }
+            Order::Push(mut samples) => {
+                // A replay of the field log hears the very same samples.
+                field::round(&mut samples, &mut self.question);
+                self.agent.push(&samples, None)
+            }
             Order::Answer(question) => self.answer(question, wanted, report),
             Order::Abandon => {
                 self.pending = None;
                 self.agent.abandon()
             }
             Order::Settle(heard) => {
-                let Some(mut turn) = self.pending.take() else { return Ok(()) };
+                let Some((mut turn, question)) = self.pending.take() else { return Ok(()) };
                 self.agent.settle(&mut turn, heard)?;
-                report(Report::Settled(Box::new(turn)));
+                report(Report::Settled(Box::new(turn), question));
                 Ok(())
             }
             Order::Forget => self.agent.forget(),
+            Order::Look => {
+                self.look(report);
+                Ok(())
+            }
+            Order::Quiet => {
+                if self.agent.tools().silence() {
+                    self.look(report);
+                }
+                Ok(())
+            }
         }
+    }
+
+    fn look(&mut self, report: &mut dyn FnMut(Report)) {
+        let tools = self.agent.tools();
+        let (due, problem) = tools.due(Now::read());
+        let ringing = tools.ringing();
+        if !due.is_empty() || problem.is_some() || ringing != self.rang {
+            report(Report::Due(due, problem, ringing));
+        }
+        self.rang = ringing;
     }
 
     fn answer(&mut self, question: u64, wanted: &AtomicU64, report: &mut dyn FnMut(Report)) -> Result<(), AgentError> {
@@ -172,7 +214,7 @@ impl Worker {
         let mut listener = |event: &Event| (reports.borrow_mut())(Report::Event(question, event.clone()));
         let turn = self.agent.answer(&mut sink, &mut listener, &|| wanted.load(Relaxed) == question)?;
         // Silence is nothing to remember.
-        self.pending = (turn.stopped != Stopped::Silence).then_some(turn);
+        self.pending = (turn.stopped != Stopped::Silence).then(|| (turn, std::mem::take(&mut self.question)));
         (reports.borrow_mut())(Report::Done(question));
         Ok(())
     }

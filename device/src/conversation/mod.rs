@@ -8,6 +8,7 @@
 
 mod mind;
 mod playback;
+mod ring;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,11 +18,13 @@ use serde::{Deserialize, Serialize};
 
 pub use mind::{Mind, Order, Report};
 pub use playback::{Playback, Played};
+pub use ring::Ringer;
 
 use crate::audio::AudioError;
 use crate::audio::live::{Counts, Duplex, FRAME, Frame};
 use crate::hearing::{ActivitySettings, Change, Hearing};
 use crate::pipeline::{Event, Turn};
+use crate::tools::{Due, Volume};
 use crate::turns::{Action, Input, State, Time, Timeouts, TurnSettings, Turns};
 
 /// Settings of a live conversation: the table `live` of the settings file.
@@ -85,7 +88,15 @@ pub enum Happening {
         state: State,
     },
     /// The turn is over; `turn` tells what was heard of it.
-    Settled { turn: Box<Turn>, waited_ms: Waited },
+    Settled {
+        turn: Box<Turn>,
+        waited_ms: Waited,
+        /// The question as it was heard, 16 kHz; for the field log.
+        #[serde(skip)]
+        question: Vec<i16>,
+    },
+    /// A timer, an alarm or a reminder.
+    Due(Due),
     /// Something failed; the conversation goes on.
     Problem { message: String },
     /// See [`Event`]; the event `turn` tells what was made, not what was heard.
@@ -102,6 +113,9 @@ pub struct Conversation<D: Duplex> {
     playback: Playback,
     controls: Controls,
     settings: LiveSettings,
+    volume: Volume,
+    ringer: Ringer,
+    ringing: bool,
     /// Number of the question; reports on others are out of date.
     question: u64,
     /// The question is open: sound up to here was given to the agent.
@@ -116,8 +130,8 @@ pub struct Conversation<D: Duplex> {
 }
 
 impl<D: Duplex> Conversation<D> {
-    /// Begins.
-    pub fn new(device: D, mind: Mind, settings: LiveSettings) -> Self {
+    /// Begins. The agent speaks at `volume`, which follows the tool of that name (`Tools::volume`).
+    pub fn new(device: D, mind: Mind, settings: LiveSettings, volume: Volume) -> Self {
         Self {
             device,
             hearing: Hearing::new(settings.activity.clone()),
@@ -126,6 +140,9 @@ impl<D: Duplex> Conversation<D> {
             playback: Playback::default(),
             controls: Controls::default(),
             settings,
+            volume,
+            ringer: Ringer::default(),
+            ringing: false,
             question: 0,
             pushed: None,
             ending: None,
@@ -173,6 +190,12 @@ impl<D: Duplex> Conversation<D> {
         let mut played = Played::Nothing;
         if self.device.room() {
             played = self.playback.frame(&mut speaker);
+            if played == Played::Nothing {
+                // Whoever speaks, user or agent, is not drowned out.
+                self.ringer.frame(self.ringing && before == State::Idle, &mut speaker);
+            }
+            let gain = self.volume.gain();
+            speaker.iter_mut().for_each(|sample| *sample *= gain);
             self.device.play(&speaker);
         }
         let change = self.hearing.step(&microphone, &speaker);
@@ -186,11 +209,15 @@ impl<D: Duplex> Conversation<D> {
             None => {}
         }
         while let Some(control) = self.controls.dequeue() {
-            self.input(match control {
+            let input = match control {
                 Control::KeyDown => Input::KeyDown,
                 Control::KeyUp => Input::KeyUp,
-                Control::Stop => Input::StopWord,
-            });
+                Control::Stop => {
+                    self.mind.order(Order::Quiet);
+                    Input::StopWord
+                }
+            };
+            self.input(input);
         }
         while let Some(report) = self.mind.report()? {
             self.take(report, tell);
@@ -202,6 +229,9 @@ impl<D: Duplex> Conversation<D> {
         }
         if self.turns.state() != before {
             tell(&Happening::State { at_s: self.hearing.now().as_secs_f64(), state: self.turns.state() });
+        }
+        if self.hearing.now().as_millis().is_multiple_of(1000) {
+            self.mind.order(Order::Look);
         }
         if let Some(message) = self.device.notice() {
             tell(&Happening::Problem { message });
@@ -312,10 +342,17 @@ impl<D: Duplex> Conversation<D> {
                     self.input(Input::Failed);
                 }
             }
-            Report::Settled(turn) => {
+            Report::Due(due, problem, ringing) => {
+                self.ringing = ringing;
+                due.into_iter().for_each(|due| tell(&Happening::Due(due)));
+                if let Some(message) = problem {
+                    tell(&Happening::Problem { message });
+                }
+            }
+            Report::Settled(turn, question) => {
                 let w = &mut self.waited;
                 w.voice_to_voice = w.endpoint + w.first_text + w.first_audio + w.playback + w.audible;
-                tell(&Happening::Settled { turn, waited_ms: *w });
+                tell(&Happening::Settled { turn, waited_ms: *w, question });
             }
             // Of a question that nobody asks any more.
             Report::Samples(..) | Report::Done(_) => {}
@@ -325,7 +362,10 @@ impl<D: Duplex> Conversation<D> {
     fn take_event(&mut self, event: &Event) {
         match event {
             Event::Heard { silence: true, .. } => self.input(Input::Read { understood: false }),
-            Event::Heard { transcript, .. } if self.settings.stop_words.contains(transcript) => self.input(Input::StopWord),
+            Event::Heard { transcript, .. } if self.settings.stop_words.contains(transcript) => {
+                self.mind.order(Order::Quiet);
+                self.input(Input::StopWord);
+            }
             Event::Heard { .. } => self.input(Input::Read { understood: true }),
             Event::Text { .. } if self.waited.first_text == 0.0 => self.waited.first_text = ms(self.asked.elapsed()),
             _ => {}

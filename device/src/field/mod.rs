@@ -27,6 +27,7 @@ use sha2::{Digest, Sha256};
 
 pub use record::{BundleId, Logged, LoggedTurn, Past};
 pub use store::read;
+pub(crate) use tap::round;
 
 use crate::audio::Capture;
 use crate::bundle::Bundle;
@@ -140,10 +141,15 @@ impl FieldLog {
         capture
     }
 
-    /// A turn is over. Returns at once.
+    /// A turn is over whose question was tapped. Returns at once.
     pub fn turn(&mut self, turn: &Turn) {
         let audio = self.question.take().map(|samples| std::mem::take(&mut *samples.lock().unwrap_or_else(|e| e.into_inner())));
-        let audio = audio.filter(|samples| !samples.is_empty());
+        self.turn_with(turn, audio.unwrap_or_default());
+    }
+
+    /// A turn is over; these are the samples of its question, as the pipeline heard them. Returns at once.
+    pub fn turn_with(&mut self, turn: &Turn, question: Vec<i16>) {
+        let audio = Some(question).filter(|samples| self.keep.audio && !samples.is_empty());
         let name = format!("{:05}-{:06}", self.session, turn.turn_id);
         let record = Record {
             version: FORMAT_VERSION,

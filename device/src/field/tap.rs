@@ -8,6 +8,16 @@ use crate::audio::{Capture, Captured};
 /// Full scale of 16 bits; reading a WAV divides by the same.
 const SCALE: f32 = 32768.0;
 
+/// Rounds samples to the 16 bits of the log, and appends them to `kept`.
+pub fn round(samples: &mut [f32], kept: &mut Vec<i16>) {
+    for sample in samples {
+        // The cast saturates, and makes 0 of what is not a number.
+        let rounded = (*sample * SCALE).round() as i16;
+        kept.push(rounded);
+        *sample = f32::from(rounded) / SCALE;
+    }
+}
+
 /// The capture, rounded to 16 bits, and the samples that have come so far.
 pub(super) fn tap(capture: Capture) -> (Capture, Arc<Mutex<Vec<i16>>>) {
     let kept = Arc::new(Mutex::new(Vec::new()));
@@ -16,13 +26,7 @@ pub(super) fn tap(capture: Capture) -> (Capture, Arc<Mutex<Vec<i16>>>) {
     std::thread::spawn(move || {
         for mut piece in capture.pieces {
             if let Captured::Samples(piece, _) = &mut piece {
-                let mut kept = samples.lock().unwrap_or_else(|e| e.into_inner());
-                for sample in piece {
-                    // The cast saturates, and makes 0 of what is not a number.
-                    let rounded = (*sample * SCALE).round() as i16;
-                    kept.push(rounded);
-                    *sample = f32::from(rounded) / SCALE;
-                }
+                round(piece, &mut samples.lock().unwrap_or_else(|e| e.into_inner()));
             }
             // The pipeline may have given up already.
             if sender.send(piece).is_err() {
