@@ -55,9 +55,10 @@ fi
 
 if [ -x "$REFERENCE_PYTHON" ]; then
   check "imported HiFi-GANs compute what PyTorch does" "$REFERENCE_PYTHON" tests/reference/hifigan.py --bin "${CARGO_TARGET_DIR:-target}/debug"
+  check "imported Qwen2s compute what transformers does" "$REFERENCE_PYTHON" tests/reference/qwen.py --bin "${CARGO_TARGET_DIR:-target}/debug"
   check "imported HuBERTs compute what transformers does" "$REFERENCE_PYTHON" tests/reference/hubert.py --bin "${CARGO_TARGET_DIR:-target}/debug"
 else
-  ignored=$((ignored + 2))
+  ignored=$((ignored + 3))
   echo "left out: imported checkpoints against transformers (tests/setup.sh test says why it is not there)"
 fi
 

@@ -36,6 +36,22 @@ impl Choice {
         Self { candidates: vec![Fp16, Fp32], named: false, reason: "convolutions gain nothing from 8 bits; half precision on disk" }
     }
 
+    /// What `--int4` means for a stage: 4-bit blocks where one position reads every weight once; elsewhere what `--int8` means.
+    pub fn int4(stage: StageName) -> Self {
+        let Self { mut candidates, reason, .. } = Self::int8(stage);
+        match stage {
+            StageName::Tokenizer | StageName::Decoder => Self { candidates, named: false, reason },
+            StageName::Lm | StageName::Head => {
+                candidates.insert(0, Precision::Int4);
+                Self {
+                    candidates,
+                    named: false,
+                    reason: "one position a step reads every weight once: 4 bits are an eighth of the memory traffic",
+                }
+            }
+        }
+    }
+
     /// Exactly this form.
     pub fn named(precision: Precision) -> Self {
         Self { candidates: vec![precision], named: true, reason: "asked for" }

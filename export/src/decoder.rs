@@ -6,19 +6,19 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use indicatif::ProgressBar;
 use sa_device::bundle::{Bundle, DECODER_MAX_DELAY, Manifest, StageName};
 use sa_models::audio::LogMel;
 use toml::{Table, Value};
 
+use crate::budget::{Budgets, Measured};
 use crate::choice::{Choice, first_within};
-use crate::export::DECODER_BUDGET_DB;
-use crate::graphs::{StageGraph, Window, hifigan};
+use crate::graphs::{StageGraph, Window, check_exclude, hifigan};
 use crate::import::hifigan::HifiGan;
-use crate::onnx::Precision;
+use crate::onnx::{Form, Precision};
 use crate::runner::Runner;
-use crate::target::{RATE, Target, progress};
+use crate::target::{RATE, Target, picture, progress};
 
 /// Mean difference of the mel spectrum, in dB, that the default look-ahead stays under: less than is heard.
 pub const LOOK_AHEAD_DB: f64 = 0.5;
@@ -36,6 +36,9 @@ pub struct Options {
     pub look_ahead_ms: Option<f64>,
     pub target: Target,
     pub choice: Choice,
+    pub budgets: Budgets,
+    /// Layers to keep in single precision, see [`Form`].
+    pub exclude: Vec<String>,
     pub force: bool,
 }
 
@@ -64,6 +67,8 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     let (graph, report) = Exporter { gan: &gan, options, bar: &bar }.run()?;
     bar.finish_and_clear();
     writer.add(&graph.file(), &graph.onnx)?;
+    let points: Vec<(f64, f64)> = report.curve.iter().map(|(ahead, decibels)| (*ahead as f64 * report.unit_ms, *decibels)).collect();
+    picture(&writer, "dB from the whole utterance, by look-ahead", &points)?;
     let part = options.target.part(gan.path(), &graph, gan.config.num_embeddings, gan.config.hop())?;
     let bundle = writer.finish(Manifest { measured: report.to_toml(), ..part })?;
     Ok((bundle, report))
@@ -128,7 +133,7 @@ impl Exporter<'_> {
     /// The first form within the budget that is not slower than fp32.
     fn choose(&self, window: Window, unit_ms: f64, curve: Vec<(usize, f64)>, units: &[i64]) -> Result<(StageGraph, Report)> {
         let run = |precision: Precision| -> Result<(StageGraph, Vec<f32>, f64)> {
-            let graph = hifigan::draw(self.gan, window, precision)?;
+            let graph = hifigan::draw(self.gan, window, Form { precision, exclude: &self.options.exclude })?;
             let mut runner = Runner::new(&graph)?;
             let mut audio = Vec::new();
             for chunk in units.chunks_exact(window.chunk) {
@@ -146,12 +151,12 @@ impl Exporter<'_> {
             self.step(precision.name());
             let (graph, audio, ms) = run(precision)?;
             let decibels = mel_distance(&reference, &audio);
-            // Written so that NaN misses.
-            let within = decibels <= DECODER_BUDGET_DB;
-            let missed = (!within).then(|| format!("spectra differ by {decibels:.2} dB, {DECODER_BUDGET_DB:.1} dB are allowed"));
+            let measured = Measured { decibels: Some(decibels), ms, ..Measured::default() };
+            let missed = self.options.budgets.missed(StageName::Decoder, precision, &measured, fp32_ms);
             Ok(((graph, decibels, ms), missed))
         })?;
         let (graph, decibels, ms) = chosen.made;
+        check_exclude(&self.options.exclude, &[&graph]).map_err(Error::msg)?;
         let (precision, reason, bytes) = (chosen.precision, chosen.reason, graph.onnx.len());
         Ok((graph, Report { window, unit_ms, curve, precision, reason, decibels, bytes, ms, fp32_ms }))
     }

@@ -4,31 +4,23 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use indicatif::ProgressBar;
 use sa_device::bundle::{Bundle, FileEntry, Layout, Manifest, StageName, Stages};
 use sa_device::vocabulary::SPECIALS;
 use sa_models::lm::config::Layout as TrainedLayout;
 
+use crate::budget::{Baseline, Budgets, Measured, choose};
 use crate::checkpoint::Checkpoint;
-use crate::choice::{BeyondBudget, Choice, first_within};
+use crate::choice::{BeyondBudget, Choice};
 use crate::compare::{self, Decided, Spectra, Trace};
 use crate::graphs::{self, StageGraph};
-use crate::onnx::Precision;
+use crate::onnx::{Form, Precision};
 use crate::prove::{self, FP32_BUDGET};
-use crate::report::{Report, StageReport};
+use crate::report::Report;
 use crate::runner::Runner;
 use crate::samples::Samples;
 use crate::target::{Target, progress};
-
-/// Least share of equal units of a quantised tokenizer: the bar is 98 %, and the samples are few.
-pub const TOKENIZER_BUDGET: f64 = 0.985;
-/// Least share of equal text tokens of a quantised language model: a reply of 20 tokens is wrong by one of them.
-pub const LM_BUDGET: f64 = 0.995;
-/// Least share of equal units of a quantised head: a different unit of a sound is a nuance, not an error.
-pub const HEAD_BUDGET: f64 = 0.95;
-/// Greatest mean difference of a quantised decoder's log-magnitudes in dB.
-pub const DECODER_BUDGET_DB: f64 = 1.0;
 
 /// What to export and how.
 #[derive(Clone, Debug)]
@@ -39,6 +31,9 @@ pub struct Options {
     pub samples: Option<PathBuf>,
     /// By stage, in the order of [`StageName::ALL`].
     pub choices: [Choice; 4],
+    pub budgets: Budgets,
+    /// Layers to keep in single precision, see [`Form`].
+    pub exclude: Vec<String>,
     /// Write the bundle even where a named form misses its budget.
     pub force: bool,
 }
@@ -54,6 +49,7 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     let writer = options.target.writer()?;
     let mut exporter = Exporter { checkpoint: &checkpoint, samples: &samples, options, progress: progress(12) };
     let (stages, report) = exporter.run()?;
+    graphs::check_exclude(&options.exclude, &stages.each_ref()).map_err(Error::msg)?;
     for stage in &stages {
         writer.add(&stage.file(), &stage.onnx)?;
         if let (Some(file), Some(values)) = (stage.initial_file(), &stage.initial) {
@@ -91,14 +87,6 @@ struct Exporter<'a> {
     progress: ProgressBar,
 }
 
-/// How a candidate did against fp32.
-struct Measured {
-    error: f64,
-    agreement: Option<f64>,
-    decibels: Option<f64>,
-    ms: f64,
-}
-
 impl Exporter<'_> {
     fn run(&mut self) -> Result<([StageGraph; 4], Report)> {
         let mut report = Report::new(self.samples);
@@ -111,6 +99,10 @@ impl Exporter<'_> {
     fn step(&self, message: &str) {
         self.progress.set_message(message.to_owned());
         self.progress.inc(1);
+    }
+
+    fn form(&self, precision: Precision) -> Form<'_> {
+        Form { precision, exclude: &self.options.exclude }
     }
 
     fn choice(&self, stage: StageName) -> &Choice {
@@ -135,9 +127,9 @@ impl Exporter<'_> {
         let chunk = config.chunk_samples();
         let recordings = &self.samples.recordings;
         let units = recordings.iter().map(|audio| compare::units_of(&mut reference, chunk, audio)).collect::<Result<Vec<_>, _>>()?;
-        let baseline = Baseline { fp32, parity: parity.error(), ms: reference.median_ms() };
+        let baseline = Baseline { fp32, parity: Some(parity.error()), ms: reference.median_ms() };
         let graph = self.choose(StageName::Tokenizer, baseline, report, &|precision| {
-            let graph = graphs::tokenizer::draw(config, weights, precision, false)?;
+            let graph = graphs::tokenizer::draw(config, weights, self.form(precision), false)?;
             let mut runner = Runner::new(&graph)?;
             let distance = compare::tokenizer(&units, &mut runner, chunk, recordings)?;
             let (agreement, ms) = (distance.agreement(), runner.median_ms());
@@ -167,8 +159,8 @@ impl Exporter<'_> {
         let spoken = traces.iter().flat_map(|trace| trace.spoken(i64::from(config.end_unit()))).collect();
 
         // Each half is compared with the other half in fp32, so that its own error shows.
-        let lm_base = Baseline { fp32: trunk32, parity: text.error(), ms: trunk.median_ms() };
-        let head_base = Baseline { fp32: head32, parity: groups.error(), ms: head.median_ms() };
+        let lm_base = Baseline { fp32: trunk32, parity: Some(text.error()), ms: trunk.median_ms() };
+        let head_base = Baseline { fp32: head32, parity: Some(groups.error()), ms: head.median_ms() };
         let measured = |decided: &Decided, of_text: bool, ms: f64| {
             let (text, units) = compare::decisions(config, &reference, decided);
             let distance = if of_text { text } else { units };
@@ -176,14 +168,14 @@ impl Exporter<'_> {
         };
         let head_cell = std::cell::RefCell::new(head);
         let lm_graph = self.choose(StageName::Lm, lm_base, report, &|precision| {
-            let graph = graphs::lm::draw(config, weights, precision)?;
+            let graph = graphs::lm::draw(config, weights, self.form(precision))?;
             let mut runner = Runner::new(&graph)?;
             let decided = compare::decide(config, &mut runner, &mut head_cell.borrow_mut(), &traces)?;
             Ok((graph, measured(&decided, true, runner.median_ms())))
         })?;
         let trunk_cell = std::cell::RefCell::new(trunk);
         let head_graph = self.choose(StageName::Head, head_base, report, &|precision| {
-            let graph = graphs::head::draw(config, weights, precision)?;
+            let graph = graphs::head::draw(config, weights, self.form(precision))?;
             let mut runner = Runner::new(&graph)?;
             let decided = compare::decide(config, &mut trunk_cell.borrow_mut(), &mut runner, &traces)?;
             Ok((graph, measured(&decided, false, runner.median_ms())))
@@ -203,16 +195,15 @@ impl Exporter<'_> {
         let parity = prove::decoder(&network, &mut reference, &units[..units.len().min(200)])?;
         proven(StageName::Decoder, parity.error())?;
         let spectra: Spectra = compare::decode(&mut reference, &units)?;
-        let baseline = Baseline { fp32, parity: parity.error(), ms: reference.median_ms() };
+        let baseline = Baseline { fp32, parity: Some(parity.error()), ms: reference.median_ms() };
         self.choose(StageName::Decoder, baseline, report, &|precision| {
-            let graph = graphs::decoder::draw(config, weights, precision, initial.clone())?;
+            let graph = graphs::decoder::draw(config, weights, self.form(precision), initial.clone())?;
             let mut runner = Runner::new(&graph)?;
             let (distance, decibels) = compare::spectra(&spectra, &compare::decode(&mut runner, &units)?);
             Ok((graph, Measured { error: distance.error(), agreement: None, decibels: Some(decibels), ms: runner.median_ms() }))
         })
     }
 
-    /// The first candidate within the stage's budget.
     fn choose(
         &self,
         stage: StageName,
@@ -220,37 +211,14 @@ impl Exporter<'_> {
         report: &mut Report,
         draw: &dyn Fn(Precision) -> Result<(StageGraph, Measured)>,
     ) -> Result<StageGraph> {
-        let mut entry = StageReport::new(stage, Precision::Fp32, baseline.parity, baseline.fp32.onnx.len(), baseline.ms);
-        let mut fp32 = Some(baseline.fp32);
-        let chosen = first_within(stage, self.choice(stage), self.options.force, |precision| {
+        let Options { budgets, force, .. } = self.options;
+        let (graph, entry) = choose(self.choice(stage), budgets, *force, baseline, |precision| {
             self.step(&format!("{stage}: {precision}"));
-            if let Some(graph) = fp32.take_if(|_| precision == Precision::Fp32) {
-                return Ok(((graph, None), None));
-            }
-            let (graph, measured) = draw(precision)?;
-            let missed = beyond_budget(stage, &measured);
-            Ok(((graph, Some(measured)), missed))
+            draw(precision)
         })?;
-        let (graph, measured) = chosen.made;
-        entry.precision = chosen.precision;
-        entry.reason = chosen.reason;
-        if let Some(measured) = measured {
-            entry.bytes = graph.onnx.len();
-            entry.error = measured.error;
-            entry.agreement = measured.agreement;
-            entry.decibels = measured.decibels;
-            entry.ms = measured.ms;
-        }
         report.stages.push(entry);
         Ok(graph)
     }
-}
-
-/// A stage in single precision.
-struct Baseline {
-    fp32: StageGraph,
-    parity: f64,
-    ms: f64,
 }
 
 /// An fp32 graph that differs from its network is a defect of the exporter or the engine.
@@ -260,25 +228,6 @@ fn proven(stage: StageName, error: f64) -> Result<()> {
         return Ok(());
     }
     bail!(BeyondBudget(format!("the {stage} graph does not compute what its network does: error {error:.2e}, budget {FP32_BUDGET:.0e}")))
-}
-
-/// What a candidate misses, if anything.
-fn beyond_budget(stage: StageName, measured: &Measured) -> Option<String> {
-    let agreement = measured.agreement.unwrap_or(1.0);
-    let least = |budget: f64, what: &str| {
-        (agreement < budget).then(|| format!("{:.1} % of {what} agree with fp32, {:.1} % are asked for", 100.0 * agreement, 100.0 * budget))
-    };
-    match stage {
-        StageName::Tokenizer => least(TOKENIZER_BUDGET, "units"),
-        StageName::Lm => least(LM_BUDGET, "text tokens"),
-        StageName::Head => least(HEAD_BUDGET, "units"),
-        StageName::Decoder => {
-            let decibels = measured.decibels.unwrap_or(f64::NAN);
-            // Written so that NaN misses.
-            let within = decibels <= DECODER_BUDGET_DB;
-            (!within).then(|| format!("spectra differ by {decibels:.2} dB, {DECODER_BUDGET_DB:.1} dB are allowed"))
-        }
-    }
 }
 
 fn manifest(checkpoint: &Checkpoint, options: &Options, stages: &[StageGraph; 4], report: &Report) -> Result<Manifest> {

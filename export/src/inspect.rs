@@ -8,7 +8,7 @@ use sa_device::bundle::{Bundle, StageName};
 use sa_device::engine::{Engine, EngineName, Tract, Wish};
 
 use crate::onnx::Precision;
-use crate::prove::{Distance, Item, lm_step};
+use crate::prove::{Distance, Item, lm_step, text_step};
 use crate::runner::Runner;
 
 /// Steps of each graph in a verification: states go round, and the median time means something.
@@ -29,7 +29,10 @@ pub fn inspect(dir: &Path) -> Result<String> {
         "speech",
         format!("{} Hz, {} units a second of {}, groups of {}", manifest.sample_rate, manifest.unit_rate, manifest.k, manifest.group),
     )?;
-    if manifest.vocabulary.is_some() {
+    if let Some(tokenizer) = bundle.text_tokenizer() {
+        let file = tokenizer.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        line("text", format!("tokens of {file}"))?;
+    } else if manifest.vocabulary.is_some() {
         let transcript = if manifest.transcript { "with" } else { "without" };
         line("text", format!("{} tokens, {transcript} a transcript first", bundle.vocabulary().len()))?;
     }
@@ -132,7 +135,11 @@ fn run_once(bundle: &Bundle, name: StageName, runner: &mut Runner, step: usize) 
             return Ok(units.iter().map(|unit| *unit as f32).collect());
         }
         StageName::Lm => {
-            let (logits, hidden) = lm_step(runner, manifest.group, &Item::Token(step as i64 + 1), step)?;
+            let token = step as i64 + 1;
+            let (logits, hidden) = match entry.input("units") {
+                Some(_) => lm_step(runner, manifest.group, &Item::Token(token), step)?,
+                None => text_step(runner, token, step)?,
+            };
             [logits, hidden].concat()
         }
         StageName::Head => {
@@ -153,5 +160,5 @@ fn run_once(bundle: &Bundle, name: StageName, runner: &mut Runner, step: usize) 
 
 /// The precision of a name in a manifest or on the command line.
 pub fn precision(name: &str) -> Option<Precision> {
-    [Precision::Fp32, Precision::Fp16, Precision::Int8Weights, Precision::Int8].into_iter().find(|p| p.name() == name)
+    Precision::ALL.into_iter().find(|p| p.name() == name)
 }

@@ -7,10 +7,11 @@
 //! - [`onnx`]: the graph builder and the quantised forms of a layer.
 //! - [`weights`], [`checkpoint`]: reading, with errors that name what is wrong. [`import`]: public checkpoints.
 //! - [`graphs`]: the four graphs of a bundle.
-//! - [`target`]: where the bundle goes. [`choice`]: which form a stage gets.
+//! - [`target`]: where the bundle goes. [`choice`], [`budget`]: which form a stage gets, and what it may lose.
 //! - [`runner`]: a graph on the engine. [`prove`], [`compare`]: what is held against what.
-//! - [`export`]: all of it in order. [`tokenizer`], [`decoder`]: a public HuBERT or HiFi-GAN alone. [`report`]: the figures. [`inspect`]: looking at a bundle.
+//! - [`export`]: all of it in order. [`tokenizer`], [`decoder`], [`trunk`]: a public HuBERT, HiFi-GAN or Qwen2 alone. [`report`]: the figures. [`inspect`]: looking at a bundle.
 
+pub mod budget;
 pub mod checkpoint;
 pub mod choice;
 pub mod compare;
@@ -26,4 +27,5 @@ pub mod runner;
 pub mod samples;
 pub mod target;
 pub mod tokenizer;
+pub mod trunk;
 pub mod weights;

@@ -4,22 +4,23 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use clap::{ArgGroup, Parser};
 use sa_device::bundle::{BundleError, StageName};
+use sa_export::budget::Budgets;
 use sa_export::choice::{BeyondBudget, Choice};
 use sa_export::export::{Options, export};
 use sa_export::inspect;
 use sa_export::onnx::Precision;
 use sa_export::target::Target;
-use sa_export::{decoder, tokenizer};
+use sa_export::{decoder, tokenizer, trunk};
 
 /// Turns a checkpoint into a bundle of streaming ONNX graphs, and proves each graph against its network.
 ///
 /// Exit codes: 0 done, 1 failed, 2 usage, 4 bundle invalid, 5 beyond budget (a graph differs too much).
 #[derive(Parser)]
 #[command(name = "sa-export", version, max_term_width = 100)]
-#[command(group(ArgGroup::new("mode").required(true).args(["checkpoint", "hubert", "hifigan", "inspect", "verify", "compare"])))]
+#[command(group(ArgGroup::new("mode").required(true).args(["checkpoint", "hubert", "hifigan", "qwen", "inspect", "verify", "compare"])))]
 struct Cli {
     /// Checkpoint folder: tokenizer/, decoder/, lm/, vocabulary.txt
     #[arg(long, value_name = "DIR", requires = "output")]
@@ -39,6 +40,15 @@ struct Cli {
     /// A public unit HiFi-GAN to export as a streaming decoder: a folder with config.json and a generator, or the generator's file
     #[arg(long, value_name = "PATH", requires = "output", conflicts_with = "look_back")]
     hifigan: Option<PathBuf>,
+    /// A public Qwen2 or Qwen2.5 to export as the trunk of a language model: a folder of Hugging Face
+    #[arg(long, value_name = "DIR", requires = "output")]
+    qwen: Option<PathBuf>,
+    /// With --qwen: what makes it speak (config.json, model.safetensors: unit embedding, adaptor, head); text alone without it
+    #[arg(long, value_name = "DIR", requires = "qwen")]
+    speech: Option<PathBuf>,
+    /// With --qwen: positions that it can remember
+    #[arg(long, value_name = "N", requires = "qwen", default_value_t = 1024)]
+    context: usize,
     /// With --hubert: audio before the chunk that the network hears again at every step (2000)
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     look_back: Option<f64>,
@@ -50,7 +60,7 @@ struct Cli {
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     look_ahead: Option<f64>,
     /// Everything in single precision (the default)
-    #[arg(long, conflicts_with_all = ["int8", "precision"])]
+    #[arg(long, conflicts_with_all = ["int8", "int4", "precision"])]
     fp32: bool,
     /// Half precision on disk, computed in single precision
     #[arg(long, conflicts_with_all = ["fp32", "int8"])]
@@ -58,7 +68,16 @@ struct Cli {
     /// 8 bits: each stage in the form that pays, chosen by measurement; or 8-bit products in the named stages only
     #[arg(long, value_name = "STAGES", num_args = 0.., value_delimiter = ',', value_parser = stage)]
     int8: Option<Vec<StageName>>,
-    /// The form of one stage, such as lm=int8-weights (fp32, fp16, int8-weights, int8); overrides --int8
+    /// 4 bits for the language model and its head where they keep their budget, and 8 bits elsewhere; or 4 bits in the named stages only
+    #[arg(long, value_name = "STAGES", num_args = 0.., value_delimiter = ',', value_parser = stage, conflicts_with_all = ["fp32", "fp16"])]
+    int4: Option<Vec<StageName>>,
+    /// What a form may lose: the least share of decisions as in fp32 (tokenizer 0.985, lm 0.995, head 0.95), for the decoder dB (1)
+    #[arg(long, value_name = "STAGE=VALUE", value_delimiter = ',', value_parser = stage_budget)]
+    budget: Vec<(StageName, f64)>,
+    /// Layers to keep in single precision, by the names that the table of worst layers has, such as model.layers.0.* (* any text, ? a character)
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
+    exclude: Vec<String>,
+    /// The form of one stage, such as lm=int8-weights (fp32, fp16, int8-weights, int8, int4); overrides --int8 and --int4
     #[arg(long, value_name = "STAGE=FORM", value_delimiter = ',', value_parser = stage_form)]
     precision: Vec<(StageName, Precision)>,
     /// Folder of WAV files, or a corpus, to compare the quantised graphs on (built-in sounds otherwise)
@@ -99,20 +118,36 @@ fn stage(text: &str) -> Result<StageName, String> {
 
 fn stage_form(text: &str) -> Result<(StageName, Precision), String> {
     let (name, form) = text.split_once('=').ok_or("write STAGE=FORM")?;
-    let precision = inspect::precision(form).ok_or("the forms are fp32, fp16, int8-weights, int8")?;
+    let precision = inspect::precision(form).ok_or("the forms are fp32, fp16, int8-weights, int8, int4")?;
     Ok((stage(name)?, precision))
 }
 
+fn stage_budget(text: &str) -> Result<(StageName, f64), String> {
+    let (name, value) = text.split_once('=').ok_or("write STAGE=VALUE")?;
+    let (stage, value) = (stage(name)?, value.parse().map_err(|_| "a number is expected")?);
+    Budgets::default().set(stage, value).map(|()| (stage, value))
+}
+
 impl Cli {
+    fn budgets(&self) -> Result<Budgets> {
+        let mut budgets = Budgets::default();
+        self.budget.iter().try_for_each(|(stage, value)| budgets.set(*stage, *value)).map_err(Error::msg)?;
+        Ok(budgets)
+    }
+
     /// The forms of a stage; `int8` is what `--int8` alone means for it.
     fn choice(&self, stage: StageName, int8: Choice) -> Choice {
         let named = self.precision.iter().find(|(name, _)| *name == stage).map(|(_, precision)| *precision);
-        match (named, &self.int8) {
-            (Some(precision), _) => Choice::named(precision),
-            (None, _) if self.fp16 => Choice::named(Precision::Fp16),
-            (None, Some(stages)) if stages.is_empty() => int8,
-            (None, Some(stages)) if stages.contains(&stage) => Choice::named(Precision::Int8),
-            _ => Choice::fp32(),
+        let listed = |stages: &Option<Vec<StageName>>| stages.as_ref().is_some_and(|stages| stages.contains(&stage));
+        let alone = |stages: &Option<Vec<StageName>>| stages.as_ref().is_some_and(Vec::is_empty);
+        match named {
+            Some(precision) => Choice::named(precision),
+            None if self.fp16 => Choice::named(Precision::Fp16),
+            None if listed(&self.int4) => Choice::named(Precision::Int4),
+            None if listed(&self.int8) => Choice::named(Precision::Int8),
+            None if alone(&self.int4) && matches!(stage, StageName::Lm | StageName::Head) => Choice::int4(stage),
+            None if alone(&self.int4) || alone(&self.int8) => int8,
+            None => Choice::fp32(),
         }
     }
 
@@ -152,6 +187,8 @@ fn run(cli: &Cli) -> Result<()> {
             target: cli.target(output),
             samples: cli.samples.clone(),
             choices: cli.choices(),
+            budgets: cli.budgets()?,
+            exclude: cli.exclude.clone(),
             force: cli.force,
         };
         let (bundle, report) = export(&options)?;
@@ -168,6 +205,8 @@ fn run(cli: &Cli) -> Result<()> {
             target: cli.target(output),
             samples: cli.samples.clone(),
             choice: cli.choice(StageName::Tokenizer, Choice::int8_products()),
+            budgets: cli.budgets()?,
+            exclude: cli.exclude.clone(),
             force: cli.force,
         })?;
         say(&format!("{report}written: {}\n", bundle.dir().display()))?;
@@ -178,6 +217,21 @@ fn run(cli: &Cli) -> Result<()> {
             look_ahead_ms: cli.look_ahead,
             target: cli.target(output),
             choice: cli.choice(StageName::Decoder, Choice::convolutions()),
+            budgets: cli.budgets()?,
+            exclude: cli.exclude.clone(),
+            force: cli.force,
+        })?;
+        say(&format!("{report}written: {}\n", bundle.dir().display()))?;
+    } else if let (Some(qwen), Some(output)) = (&cli.qwen, &cli.output) {
+        let (bundle, report) = trunk::export(&trunk::Options {
+            qwen: qwen.clone(),
+            speech: cli.speech.clone(),
+            context: cli.context,
+            target: cli.target(output),
+            lm: cli.choice(StageName::Lm, Choice::int8(StageName::Lm)),
+            head: cli.choice(StageName::Head, Choice::int8(StageName::Head)),
+            budgets: cli.budgets()?,
+            exclude: cli.exclude.clone(),
             force: cli.force,
         })?;
         say(&format!("{report}written: {}\n", bundle.dir().display()))?;

@@ -169,5 +169,11 @@ pub fn lm_step(runner: &mut Runner, group: usize, item: &Item, position: usize) 
     Ok((outputs.f32("logits")?, outputs.f32("hidden")?))
 }
 
+/// Feeds one token to a trunk that reads text only: text logits and hidden state.
+pub fn text_step(runner: &mut Runner, token: i64, position: usize) -> Result<(Vec<f32>, Vec<f32>), RunError> {
+    let outputs = runner.step(&[], &[("token", &[token]), ("position", &[position as i64])])?;
+    Ok((outputs.f32("logits")?, outputs.f32("hidden")?))
+}
+
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use std::fmt;
 use sa_device::bundle::StageName;
 use toml::{Table, Value};
 
-use crate::onnx::Precision;
+use crate::onnx::{Layer, Precision};
 use crate::samples::Samples;
 
 /// Figures of one stage.
@@ -15,8 +15,8 @@ pub struct StageReport {
     pub precision: Precision,
     /// Why this form.
     pub reason: String,
-    /// Relative L2 of the fp32 graph against the network.
-    pub parity: f64,
+    /// Relative L2 of the fp32 graph against the network, where there is one to run beside it.
+    pub parity: Option<f64>,
     /// Error of the chosen form against fp32: relative L2 of logits or spectra; of units, the share that differ.
     pub error: f64,
     /// Share of units or text tokens that are as in fp32.
@@ -28,11 +28,23 @@ pub struct StageReport {
     /// Median of a step on the engine.
     pub ms: f64,
     pub fp32_ms: f64,
+    /// Layers whose weights lost most.
+    pub worst_layers: Vec<Layer>,
+    /// Other engines on this machine.
+    pub engine_ms: Vec<EngineTime>,
+}
+
+/// Median milliseconds of a step on an engine, or why it does not run the graph.
+#[derive(Clone, Debug)]
+pub struct EngineTime {
+    pub engine: &'static str,
+    pub ms: Result<f64, String>,
+    pub fp32_ms: Result<f64, String>,
 }
 
 impl StageReport {
     /// The figures of the fp32 graph, to be replaced by those of another form.
-    pub fn new(stage: StageName, precision: Precision, parity: f64, fp32_bytes: usize, fp32_ms: f64) -> Self {
+    pub fn new(stage: StageName, precision: Precision, parity: Option<f64>, fp32_bytes: usize, fp32_ms: f64) -> Self {
         Self {
             stage,
             precision,
@@ -45,6 +57,8 @@ impl StageReport {
             fp32_bytes,
             ms: fp32_ms,
             fp32_ms,
+            worst_layers: Vec::new(),
+            engine_ms: Vec::new(),
         }
     }
 }
@@ -53,14 +67,19 @@ impl StageReport {
 #[derive(Clone, Debug)]
 pub struct Report {
     pub stages: Vec<StageReport>,
+    /// What forms were compared on, in words.
     samples: String,
-    seconds: f64,
 }
 
 impl Report {
     /// An empty report of a comparison on these samples.
     pub fn new(samples: &Samples) -> Self {
-        Self { stages: Vec::new(), samples: samples.source.clone(), seconds: samples.seconds() }
+        Self::on(format!("{:.0} s of audio: {}", samples.seconds(), samples.source))
+    }
+
+    /// An empty report of a comparison on what is named.
+    pub fn on(samples: String) -> Self {
+        Self { stages: Vec::new(), samples }
     }
 
     /// Size of all graphs.
@@ -69,9 +88,9 @@ impl Report {
     }
 
     /// Memory that the runtime needs, an upper estimate: while a graph is loaded its file, its parsed form and the
-    /// engine's packed weights (single precision, but for 8-bit products) are there at once.
+    /// engine's packed weights (single precision, but for 8-bit and 4-bit products) are there at once.
     pub fn minimum_memory_mb(&self) -> u32 {
-        let resident: usize = self.stages.iter().map(|s| if s.precision == Precision::Int8 { s.bytes } else { s.fp32_bytes }).sum();
+        let resident: usize = self.stages.iter().map(|s| if s.precision.computes_in_fewer_bits() { s.bytes } else { s.fp32_bytes }).sum();
         let largest = self.stages.iter().map(|s| s.fp32_bytes + s.bytes).max().unwrap_or(0);
         ((resident + largest) / 1_000_000) as u32 + 40
     }
@@ -82,11 +101,12 @@ impl Report {
         table.insert("engine".into(), "tract".into());
         table.insert("machine".into(), machine().into());
         table.insert("samples".into(), self.samples.clone().into());
-        table.insert("seconds".into(), rounded(self.seconds));
         for stage in &self.stages {
             let mut entry = Table::new();
             entry.insert("reason".into(), stage.reason.clone().into());
-            entry.insert("parity_error".into(), rounded(stage.parity));
+            if let Some(parity) = stage.parity {
+                entry.insert("parity_error".into(), rounded(parity));
+            }
             entry.insert("error".into(), rounded(stage.error));
             if let Some(agreement) = stage.agreement {
                 entry.insert("agreement".into(), rounded(agreement));
@@ -97,6 +117,16 @@ impl Report {
             entry.insert("fp32_bytes".into(), Value::Integer(stage.fp32_bytes as i64));
             entry.insert("step_ms".into(), rounded(stage.ms));
             entry.insert("fp32_step_ms".into(), rounded(stage.fp32_ms));
+            for EngineTime { engine, ms, fp32_ms } in &stage.engine_ms {
+                for (key, ms) in [(format!("{engine}_step_ms"), ms), (format!("{engine}_fp32_step_ms"), fp32_ms)] {
+                    let value = ms.as_ref().map_or_else(|reason| Value::String(reason.clone()), |ms| rounded(*ms));
+                    entry.insert(key, value);
+                }
+            }
+            if !stage.worst_layers.is_empty() {
+                let layers = stage.worst_layers.iter().map(|layer| (layer.name.clone(), rounded(layer.error)));
+                entry.insert("worst_layers".into(), Value::Table(layers.collect()));
+            }
             table.insert(stage.stage.as_str().into(), Value::Table(entry));
         }
         table
@@ -118,7 +148,7 @@ fn machine() -> String {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        writeln!(f, "compared on {:.0} s of audio: {}", self.seconds, self.samples)?;
+        writeln!(f, "compared on {}", self.samples)?;
         writeln!(
             f,
             "{:<10} {:<13} {:>7} {:>7} {:>9} {:>9} {:>8} {:>9} {:>8}",
@@ -131,12 +161,12 @@ impl fmt::Display for Report {
                 (None, None) => "-".into(),
             };
             let (mb, fp32_mb) = (s.bytes as f64 / 1e6, s.fp32_bytes as f64 / 1e6);
+            let parity = s.parity.map_or_else(|| "-".into(), |parity| format!("{parity:.1e}"));
             writeln!(
                 f,
-                "{:<10} {:<13} {mb:>7.2} {fp32_mb:>7.2} {:>9.1e} {:>9.1e} {agreement:>8} {:>9.3} {:>8.3}",
+                "{:<10} {:<13} {mb:>7.2} {fp32_mb:>7.2} {parity:>9} {:>9.1e} {agreement:>8} {:>9.3} {:>8.3}",
                 s.stage.as_str(),
                 s.precision.name(),
-                s.parity,
                 s.error,
                 s.ms,
                 s.fp32_ms
@@ -145,6 +175,14 @@ impl fmt::Display for Report {
         writeln!(f, "{:<10} {:<13} {:>7.2}", "all", "", self.bytes() as f64 / 1e6)?;
         for s in &self.stages {
             writeln!(f, "{}: {} ({})", s.stage, s.precision, s.reason)?;
+            let said =
+                |ms: &Result<f64, String>| ms.as_ref().map_or_else(|reason| format!("does not run ({reason})"), |ms| format!("{ms:.3} ms"));
+            for EngineTime { engine, ms, fp32_ms } in &s.engine_ms {
+                writeln!(f, "  a step on {engine}: {}, fp32 {}", said(ms), said(fp32_ms))?;
+            }
+            for layer in &s.worst_layers {
+                writeln!(f, "  weights of {}: error {:.1e}", layer.name, layer.error)?;
+            }
         }
         Ok(())
     }

@@ -90,8 +90,53 @@ impl Target {
     }
 }
 
+/// Draws a curve over the look-ahead in milliseconds into the bundle's folder, for people to look at.
+pub(crate) fn picture(writer: &BundleWriter, title: &str, points: &[(f64, f64)]) -> Result<()> {
+    Ok(writer.add("look_ahead.svg", svg(title, points).as_bytes())?)
+}
+
+/// A line through points, with the ranges of both axes written at their ends.
+fn svg(title: &str, points: &[(f64, f64)]) -> String {
+    const WIDTH: f64 = 640.0;
+    const HEIGHT: f64 = 240.0;
+    const MARGIN: f64 = 48.0;
+    let last = points.last().map_or(1.0, |point| point.0).max(1e-9);
+    let highest = points.iter().map(|point| point.1).fold(1e-9, f64::max);
+    let (right, bottom) = (WIDTH - MARGIN, HEIGHT - MARGIN);
+    let place = |(x, y): &(f64, f64)| {
+        let (x, y) = (MARGIN + x / last * (right - MARGIN), bottom - y / highest * (bottom - MARGIN));
+        format!("{x:.1},{y:.1}")
+    };
+    let line = points.iter().map(place).collect::<Vec<_>>().join(" ");
+    format!(
+        r##"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="12">
+<rect width="100%" height="100%" fill="white"/>
+<text x="{MARGIN}" y="24" font-weight="bold">{title}</text>
+<path d="M{MARGIN} {MARGIN} V{bottom} H{right}" fill="none" stroke="#999"/>
+<text x="4" y="{MARGIN}">{highest:.3}</text><text x="4" y="{bottom}">0</text>
+<text x="{MARGIN}" y="{below}">0 ms</text><text x="{right}" y="{below}" text-anchor="end">{last:.0} ms</text>
+<polyline points="{line}" fill="none" stroke="#06c" stroke-width="2"/>
+</svg>
+"##,
+        below = bottom + 20.0
+    )
+}
+
 /// A bar of so many steps.
 pub(crate) fn progress(steps: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} ({elapsed})");
     ProgressBar::new(steps).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::svg;
+
+    #[test]
+    fn a_curve_runs_from_corner_to_corner() {
+        let picture = svg("dB", &[(0.0, 2.0), (40.0, 1.0), (80.0, 0.0)]);
+        assert!(picture.contains(r#"points="48.0,48.0 320.0,120.0 592.0,192.0""#), "{picture}");
+        assert!(picture.contains(">80 ms<") && picture.contains(">2.000<") && picture.ends_with("</svg>\n"));
+        assert!(svg("nothing", &[]).contains("polyline"));
+    }
 }

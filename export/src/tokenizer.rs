@@ -6,21 +6,21 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use indicatif::ProgressBar;
 use sa_device::bundle::{Bundle, Manifest, StageName, TOKENIZER_MAX_DELAY};
 use toml::{Table, Value};
 
+use crate::budget::{Budgets, Measured};
 use crate::choice::{Choice, first_within};
-use crate::export::TOKENIZER_BUDGET;
-use crate::graphs::{StageGraph, Window, hubert};
+use crate::graphs::{StageGraph, Window, check_exclude, hubert};
 use crate::import::arrays::{self, Array};
 use crate::import::hubert::Hubert;
-use crate::onnx::Precision;
+use crate::onnx::{Form, Precision};
 use crate::prove::Distance;
 use crate::runner::Runner;
 use crate::samples::Samples;
-use crate::target::{RATE, Target, progress};
+use crate::target::{RATE, Target, picture, progress};
 
 /// The share of offline units that the default look-ahead reaches.
 pub const AGREEMENT: f64 = 0.95;
@@ -49,6 +49,9 @@ pub struct Options {
     pub target: Target,
     pub samples: Option<PathBuf>,
     pub choice: Choice,
+    pub budgets: Budgets,
+    /// Layers to keep in single precision, see [`Form`].
+    pub exclude: Vec<String>,
     pub force: bool,
 }
 
@@ -90,6 +93,8 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     let (graph, report) = exporter.run()?;
     bar.finish_and_clear();
     writer.add(&graph.file(), &graph.onnx)?;
+    let points: Vec<(f64, f64)> = report.curve.iter().map(|(ahead, share)| (*ahead as f64 * report.unit_ms, *share)).collect();
+    picture(&writer, "share of units as in the offline pass, by look-ahead", &points)?;
     let part = options.target.part(hubert.path(), &graph, codebook.shape[0], hubert.config.hop())?;
     let bundle = writer.finish(Manifest { measured: report.to_toml(), ..part })?;
     Ok((bundle, report))
@@ -179,7 +184,8 @@ impl Exporter<'_> {
 
     /// The first form within the budget that is not slower than fp32.
     fn choose(&self, window: Window, unit_ms: f64, curve: Curve, audio: &[f32]) -> Result<(StageGraph, Report)> {
-        let draw = |precision| hubert::draw(self.hubert, self.layer, self.codebook, window, precision);
+        let exclude = &self.options.exclude;
+        let draw = |precision| hubert::draw(self.hubert, self.layer, self.codebook, window, Form { precision, exclude });
         let run = |graph: &StageGraph| -> Result<(Vec<i64>, f64)> {
             let mut runner = Runner::new(graph)?;
             let units = crate::compare::units_of(&mut runner, graph.chunk, audio)?;
@@ -199,16 +205,12 @@ impl Exporter<'_> {
             let mut distance = Distance::default();
             distance.decisions(&reference, &units);
             let agreement = distance.agreement();
-            let missed = if agreement < TOKENIZER_BUDGET {
-                Some(format!("{:.1} % of units agree with fp32, {:.1} % are asked for", 100.0 * agreement, 100.0 * TOKENIZER_BUDGET))
-            } else if ms > fp32_ms && precision == Precision::Int8 {
-                Some(format!("{ms:.1} ms a step, fp32 takes {fp32_ms:.1} ms"))
-            } else {
-                None
-            };
+            let measured = Measured { agreement: Some(agreement), ms, ..Measured::default() };
+            let missed = self.options.budgets.missed(StageName::Tokenizer, precision, &measured, fp32_ms);
             Ok(((graph, agreement, ms), missed))
         })?;
         let (graph, agreement, ms) = chosen.made;
+        check_exclude(exclude, &[&graph]).map_err(Error::msg)?;
         let report = Report {
             window,
             unit_ms,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Distribution, Tensor};
 use sa_device::bundle::{Bundle, StageName};
 use sa_device::vocabulary::Vocabulary;
+use sa_export::budget::Budgets;
 use sa_export::choice::{BeyondBudget, Choice};
 use sa_export::export::{Options, export};
 use sa_export::inspect;
@@ -75,6 +76,8 @@ fn options(checkpoint: &Path, output: PathBuf, choices: [Choice; 4]) -> Options 
         target: Target { output, name: "test".into(), licence: "MIT".into(), provenance: "random weights".into() },
         samples: None,
         choices,
+        budgets: Budgets::default(),
+        exclude: Vec::new(),
         force: false,
     }
 }
@@ -98,7 +101,7 @@ fn fp32_and_int8_bundles_are_written_and_verify() {
     for choices in [StageName::ALL.map(|_| Choice::fp32()), StageName::ALL.map(Choice::int8)] {
         let (bundle, report) = export(&options(&checkpoint, output.clone(), choices)).expect("exported");
         assert_eq!(report.stages.len(), 4);
-        assert!(report.stages.iter().all(|stage| stage.parity < 1e-4), "{report}");
+        assert!(report.stages.iter().all(|stage| stage.parity.is_some_and(|error| error < 1e-4)), "{report}");
         assert_eq!(bundle.manifest().measured["lm"]["parity_error"].as_float().map(|e| e < 1e-4), Some(true));
         let lines = inspect::verify(&output).expect("runs");
         assert_eq!(lines.iter().filter(|line| line.contains("loads and runs on tract")).count(), 4, "{lines:?}");

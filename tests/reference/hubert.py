@@ -194,6 +194,7 @@ def check_streaming(case, binaries):
     )
     assert "units as in the offline pass" in done.stdout and "320 ms ahead" in done.stdout, done.stdout
     assert "loads and runs" in run(binaries / "sa-export", "--verify", bundle).stdout
+    assert "<polyline" in (bundle / "look_ahead.svg").read_text()
     kernels, strides = case.sizes.get("conv_kernel", KERNELS), case.sizes.get("conv_stride", STRIDES)
     hop, field = int(np.prod(strides)), 1
     for kernel, stride in reversed(list(zip(kernels, strides))):

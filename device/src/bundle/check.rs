@@ -1,6 +1,9 @@
 //! Do the declared shapes fit k, G, the rates, the vocabulary and each other?
 
+use std::collections::HashMap;
 use std::path::{Component, Path};
+
+use serde::Deserialize;
 
 use super::{
     BundleError, DECODER_MAX_DELAY, DType, FORMAT_VERSION, Manifest, StageEntry, StageName, Stages, TOKENIZER_MAX_DELAY, TensorEntry,
@@ -37,16 +40,21 @@ impl Manifest {
         let Stages { tokenizer, lm, head, decoder } = &self.stage;
         let incomplete = |message: &str| Err(BundleError::Stages { message: message.to_owned() });
         match (lm, head) {
-            (Some(lm), Some(head)) => {
+            (Some(lm), head) => {
                 if self.vocabulary.is_none() {
                     return incomplete("a language model needs its vocabulary");
                 }
-                let width = self.check_lm(lm)?;
-                self.check_head(head, width)?;
+                match head {
+                    Some(head) => self.check_head(head, self.check_lm(lm, true)?)?,
+                    None if lm.input("units").is_some() => return incomplete("lm and head belong together, and one of them is missing"),
+                    None => {
+                        self.check_lm(lm, false)?;
+                    }
+                }
             }
             (None, None) if tokenizer.is_none() && decoder.is_none() => return incomplete("there is none"),
             (None, None) => {}
-            _ => return incomplete("lm and head belong together, and one of them is missing"),
+            (None, Some(_)) => return incomplete("lm and head belong together, and one of them is missing"),
         }
         if let Some(tokenizer) = tokenizer {
             self.check_tokenizer(tokenizer)?;
@@ -65,12 +73,14 @@ impl Manifest {
         whole_units("stage.tokenizer.latency_ms", entry.latency_ms, self.late_units(), TOKENIZER_MAX_DELAY)
     }
 
-    /// Returns the width of the hidden state.
-    fn check_lm(&self, entry: &StageEntry) -> Result<usize, BundleError> {
+    /// Returns the width of the hidden state. A trunk that reads text alone has no units to take in.
+    fn check_lm(&self, entry: &StageEntry, reads_speech: bool) -> Result<usize, BundleError> {
         let stage = Side::of(StageName::Lm, entry);
         stage.expect(stage.input("token")?, DType::I64, &[1])?;
-        stage.expect(stage.input("units")?, DType::I64, &[1, self.group])?;
-        stage.expect(stage.input("is_group")?, DType::F32, &[1])?;
+        if reads_speech {
+            stage.expect(stage.input("units")?, DType::I64, &[1, self.group])?;
+            stage.expect(stage.input("is_group")?, DType::F32, &[1])?;
+        }
         stage.expect(stage.input("position")?, DType::I64, &[1])?;
         let logits = stage.output("logits")?;
         stage.expect(logits, DType::F32, &[1, logits.elements().max(1)])?;
@@ -134,12 +144,49 @@ impl Manifest {
                 return Err(BundleError::SpecialToken { token: (*token).to_owned(), expected: id as u32, found });
             }
         }
-        let logits = self.stage.lm.as_ref().and_then(|lm| lm.output("logits")).map_or(0, TensorEntry::elements);
+        let logits = self.text_logits();
         if logits != vocabulary.len() {
             return Err(BundleError::VocabularySize { words: vocabulary.len(), logits });
         }
         Ok(())
     }
+}
+
+impl Manifest {
+    /// Checks that every token of a `tokenizer.json` has its logit. There may be more logits than tokens: vocabularies are padded.
+    pub fn check_tokenizer_json(&self, file: &str, text: &str) -> Result<(), BundleError> {
+        let wrong = |message: String| BundleError::TextTokenizer { file: file.to_owned(), message };
+        let json: TokenizerJson = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
+        let added = json.added_tokens.iter().map(|token| token.id);
+        let tokens = json.model.vocab.values().copied().chain(added).max().map_or(0, |id| id as usize + 1);
+        let logits = self.text_logits();
+        if tokens == 0 || tokens > logits {
+            return Err(BundleError::VocabularySize { words: tokens, logits });
+        }
+        Ok(())
+    }
+
+    fn text_logits(&self) -> usize {
+        self.stage.lm.as_ref().and_then(|lm| lm.output("logits")).map_or(0, TensorEntry::elements)
+    }
+}
+
+/// What is read of a `tokenizer.json`.
+#[derive(Deserialize)]
+struct TokenizerJson {
+    model: TokenizerModel,
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+}
+
+#[derive(Deserialize)]
+struct TokenizerModel {
+    vocab: HashMap<String, u32>,
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    id: u32,
 }
 
 /// Each `state.X` in has its `state.X.next` out, of the same shape, and the file of initial values its size.

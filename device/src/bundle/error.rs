@@ -58,6 +58,9 @@ pub enum BundleError {
     /// `vocabulary.txt` is not well formed.
     #[error("{file}: {source}")]
     Vocabulary { file: String, source: VocabularyError },
+    /// The language model's `tokenizer.json` is damaged, or of a kind that is not known: export again.
+    #[error("{file}: {message}")]
+    TextTokenizer { file: String, message: String },
     /// The manifest and the vocabulary number a special token differently.
     #[error("special token {token} is {found:?} in bundle.toml and {expected} in the vocabulary")]
     SpecialToken { token: String, expected: u32, found: Option<u32> },

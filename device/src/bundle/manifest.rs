@@ -37,7 +37,7 @@ pub struct Manifest {
     pub licence: String,
     /// Training data and alignment rounds, in words.
     pub provenance: String,
-    /// `vocabulary.txt`; a bundle without a language model has none.
+    /// `vocabulary.txt`, or an imported trunk's `tokenizer.json`; a bundle without a language model has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vocabulary: Option<FileEntry>,
     /// Special token → id; must agree with the vocabulary.

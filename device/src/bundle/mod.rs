@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! bundle.toml      the manifest: see `Manifest`; written by `BundleWriter`, checked by `Bundle::open`
-//! vocabulary.txt   see `crate::vocabulary`
+//! vocabulary.txt   see `crate::vocabulary`; or tokenizer.json, of an imported trunk
 //! tokenizer.onnx   audio f32 [1, chunk] → units i64 [1, n]
 //! lm.onnx          token i64 [1], units i64 [1, G], is_group f32 [1], position i64 [1],
 //!                  cache.* f32 [KV, C, dh] → logits f32 [1, V], hidden f32 [1, d], cache.*.new f32 [KV, 1, dh]
@@ -12,7 +12,8 @@
 //!                  or, from a network that makes samples itself, → audio f32 [1, n · samples per unit]
 //! *.f32            initial states that are not zeros (optional, one file a stage)
 //! ```
-//! A bundle may hold a part of an agent, such as an imported tokenizer alone; lm, head and vocabulary go together.
+//! A bundle may hold a part of an agent, such as an imported tokenizer alone; lm, head and vocabulary go together, but for a trunk that
+//! reads text only: an lm without head and without the inputs `units` and `is_group`.
 //! Every `state.X` input comes back as `state.X.next`, same shape; every `cache.X` input has the output
 //! `cache.X.new` with its new row. What does not fit together does not open, and the error names it.
 
@@ -72,8 +73,12 @@ impl Bundle {
         if let Some(entry) = &manifest.vocabulary {
             let path = dir.join(&entry.file);
             let text = std::fs::read_to_string(&path).map_err(|source| BundleError::Read { path: path.clone(), source })?;
-            vocabulary = Vocabulary::parse(&text).map_err(|source| BundleError::Vocabulary { file: entry.file.clone(), source })?;
-            manifest.check_vocabulary(&vocabulary)?;
+            if is_json(entry) {
+                manifest.check_tokenizer_json(&entry.file, &text)?;
+            } else {
+                vocabulary = Vocabulary::parse(&text).map_err(|source| BundleError::Vocabulary { file: entry.file.clone(), source })?;
+                manifest.check_vocabulary(&vocabulary)?;
+            }
         }
         Ok(Self { dir: dir.to_owned(), manifest, vocabulary })
     }
@@ -88,9 +93,14 @@ impl Bundle {
         &self.manifest
     }
 
-    /// The text tokens; none in a bundle without a language model.
+    /// The text tokens; none in a bundle without a language model, or whose text is that of a `tokenizer.json`.
     pub fn vocabulary(&self) -> &Vocabulary {
         &self.vocabulary
+    }
+
+    /// The `tokenizer.json` of an imported trunk, if the text is its.
+    pub fn text_tokenizer(&self) -> Option<PathBuf> {
+        self.manifest.vocabulary.as_ref().filter(|entry| is_json(entry)).map(|entry| self.dir.join(&entry.file))
     }
 
     /// The path of a stage's graph.
@@ -114,6 +124,11 @@ impl Bundle {
         let mut values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         Ok(states.map(|t| (t.name.clone(), values.by_ref().take(t.elements()).collect())).collect())
     }
+}
+
+/// Is the vocabulary an imported `tokenizer.json`?
+fn is_json(entry: &FileEntry) -> bool {
+    entry.file.ends_with(".json")
 }
 
 /// Size first (cheap, and it names a truncated copy), then the hash.

@@ -137,6 +137,36 @@ fn a_part_of_an_agent_is_a_bundle_but_half_a_language_model_is_none() {
 }
 
 #[test]
+fn a_trunk_of_text_brings_its_own_tokenizer() {
+    let tmp = tempfile::tempdir().expect("a temporary folder");
+    let dir = tmp.path().join("trunk");
+    let trunk = |tokenizer: &str, change: &dyn Fn(&mut StageEntry)| {
+        let mut manifest = tiny();
+        let mut lm = manifest.stage.lm.take().expect("tiny has one");
+        lm.inputs.retain(|input| !["units", "is_group"].contains(&input.name.as_str()));
+        change(&mut lm);
+        manifest.stage = Stages { lm: Some(lm), ..Stages::default() };
+        manifest.vocabulary = Some(FileEntry::named("tokenizer.json"));
+        manifest.special_tokens.clear();
+        let writer = BundleWriter::create(&dir)?;
+        writer.add("tokenizer.json", tokenizer.as_bytes())?;
+        writer.add("lm.onnx", b"lm")?;
+        writer.finish(manifest)
+    };
+    let small = r#"{"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<end>"}]}"#;
+    let bundle = trunk(small, &|_| ()).expect("a trunk alone");
+    assert_eq!(bundle.text_tokenizer(), Some(dir.join("tokenizer.json")));
+    assert!(bundle.vocabulary().is_empty());
+    let refused = |tokenizer: &str, change: &dyn Fn(&mut StageEntry)| trunk(tokenizer, change).expect_err("must be refused").to_string();
+    let words = Vocabulary::from_words(["on"]).expect("in order").len();
+    let large = small.replace("\"id\": 2", &format!("\"id\": {words}"));
+    assert!(refused(&large, &|_| ()).contains(&format!("has {} tokens", words + 1)));
+    assert!(refused("{}", &|_| ()).starts_with("tokenizer.json: "));
+    let speaks = |lm: &mut StageEntry| lm.inputs.push(TensorEntry::i64("units", &[1, 4]));
+    assert!(refused(small, &speaks).contains("lm and head belong together"));
+}
+
+#[test]
 fn a_tokenizer_may_be_late_by_whole_units() {
     let mut manifest = tiny();
     assert_eq!(manifest.tokenizer_delay(), 0);

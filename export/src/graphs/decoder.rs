@@ -6,7 +6,7 @@ use sa_device::bundle::StageName;
 use sa_models::decoder::DecoderConfig;
 
 use super::{StageGraph, depthwise, rolling_state};
-use crate::onnx::{DataType, Graph, Precision, Value};
+use crate::onnx::{DataType, Form, Graph, Precision, Value};
 use crate::weights::{Weights, WeightsError};
 
 /// Units of one run.
@@ -15,12 +15,19 @@ pub const CHUNK: usize = 2;
 const NORM_EPSILON: f32 = 1e-6;
 
 /// Draws the graph. `initial` is the state after the start padding, in the order of the `state.*` inputs.
-pub fn draw(config: &DecoderConfig, weights: &Weights, precision: Precision, initial: Vec<f32>) -> Result<StageGraph, WeightsError> {
+pub fn draw<'a>(
+    config: &DecoderConfig,
+    weights: &Weights,
+    form: impl Into<Form<'a>>,
+    initial: Vec<f32>,
+) -> Result<StageGraph, WeightsError> {
+    let Form { precision, exclude } = form.into();
     let d = config.dimension;
     let mut graph = Graph::new(
         "decoder",
         "Causal Vocos: units at 25 Hz to log-magnitude and phase at 100 Hz. Frames are those of the units `look_ahead` before.",
     );
+    graph.exclude(exclude);
     let g = &mut graph;
     let units = g.input("units", DataType::I64, &[1, CHUNK]);
 
@@ -29,7 +36,7 @@ pub fn draw(config: &DecoderConfig, weights: &Weights, precision: Precision, ini
     let (weight, bias) = (weights.tensor("norm.weight", &[d])?, weights.tensor("norm.bias", &[d])?);
     let table: Vec<f32> = rows.chunks_exact(d).flat_map(|row| normalised(row, &weight, &bias)).collect();
     let table = g.table("embedding", &table, d, precision);
-    let x = g.gather(&table, &units); // [1, 2, D]
+    let x = g.look_up(&table, &units); // [1, 2, D]
     let mut x = g.reshape(&x, &[CHUNK, d]);
 
     for i in 0..config.unit_blocks {

@@ -5,14 +5,16 @@ use sa_models::lm::Config;
 
 use super::StageGraph;
 use super::transformer::{Sizes, block};
-use crate::onnx::{DataType, Graph, Precision, Value};
+use crate::onnx::{DataType, Form, Graph, Value};
 use crate::weights::{Weights, WeightsError};
 
 /// Draws the graph.
-pub fn draw(config: &Config, weights: &Weights, precision: Precision) -> Result<StageGraph, WeightsError> {
+pub fn draw<'a>(config: &Config, weights: &Weights, form: impl Into<Form<'a>>) -> Result<StageGraph, WeightsError> {
+    let Form { precision, exclude } = form.into();
     let (d, group, outputs) = (config.hidden_size, config.group, config.units + 1);
     let mut graph =
         Graph::new("head", "GroupModel: the hidden state joined by G learnt queries through a small encoder; unit logits of one group.");
+    graph.exclude(exclude);
     let g = &mut graph;
     let hidden = g.input("hidden", DataType::F32, &[1, d]);
     let input = weights.tensor("head.input.weight", &[d, d])?;
@@ -38,6 +40,21 @@ pub fn draw(config: &Config, weights: &Weights, precision: Precision) -> Result<
     let output = weights.tensor("head.output.weight", &[outputs, d])?;
     let x = g.scope("head.norm", |g| g.rms_norm(&x, &weight, config.rms_norm_eps as f32));
     let logits = g.scope("head.output", |g| g.linear(&x, &output, None, precision)); // [G, k + 1]
+    let logits = g.reshape(&logits, &[1, group, outputs]);
+    g.output("unit_logits", &logits);
+    Ok(StageGraph::new(StageName::Head, graph, precision, 1, 0.0))
+}
+
+/// Draws a head of one product: `hidden` `[1, d]` to `unit_logits` `[1, G, k + 1]` (SLAM-Omni).
+pub fn draw_linear<'a>(config: &Config, weights: &Weights, form: impl Into<Form<'a>>) -> Result<StageGraph, WeightsError> {
+    let Form { precision, exclude } = form.into();
+    let (d, group, outputs) = (config.hidden_size, config.group, config.units + 1);
+    let mut graph = Graph::new("head", "One product from the hidden state to the unit logits of a whole group.");
+    graph.exclude(exclude);
+    let g = &mut graph;
+    let hidden = g.input("hidden", DataType::F32, &[1, d]);
+    let output = weights.tensor("head.output.weight", &[group * outputs, d])?;
+    let logits = g.scope("head.output", |g| g.linear(&hidden, &output, None, precision));
     let logits = g.reshape(&logits, &[1, group, outputs]);
     g.output("unit_logits", &logits);
     Ok(StageGraph::new(StageName::Head, graph, precision, 1, 0.0))

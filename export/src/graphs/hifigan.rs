@@ -7,7 +7,7 @@ use sa_device::bundle::StageName;
 
 use super::{StageGraph, Window};
 use crate::import::hifigan::HifiGan;
-use crate::onnx::{DataType, Graph, Precision, Value};
+use crate::onnx::{DataType, Form, Graph, Precision, Value};
 use crate::weights::WeightsError;
 
 /// Slope of the leaky ReLUs, and of the last one (PyTorch's default).
@@ -16,17 +16,19 @@ const LAST_SLOPE: f32 = 0.01;
 
 /// Draws the streaming graph: `units` `[1, chunk]` in, `audio` `[1, chunk · hop]` out, `look_ahead` units late. Unit k, the padding
 /// before and after an utterance, sounds like nothing: its embedding is zeros.
-pub fn draw(gan: &HifiGan, window: Window, precision: Precision) -> Result<StageGraph, WeightsError> {
+pub fn draw<'a>(gan: &HifiGan, window: Window, form: impl Into<Form<'a>>) -> Result<StageGraph, WeightsError> {
+    let Form { precision, exclude } = form.into();
     let Window { look_back, chunk, look_ahead } = window;
     let (hop, d, k) = (gan.config.hop(), gan.config.embedding_dim, gan.config.num_embeddings);
     let mut graph = Graph::new("decoder", "A unit HiFi-GAN in a sliding window of units: samples of the chunk in its middle.");
+    graph.exclude(exclude);
     let units = graph.input("units", DataType::I64, &[1, chunk]);
     let mut table = gan.embeddings()?;
     table.extend(vec![0.0; d]);
     let table = graph.table("embeddings", &table, d, precision);
     debug_assert_eq!(table.shape(), [k + 1, d]);
     let flat = graph.reshape(&units, &[chunk]);
-    let new = graph.gather(&table, &flat); // [chunk, d]
+    let new = graph.look_up(&table, &flat); // [chunk, d]
     let all = if look_back + look_ahead > 0 { super::rolling_state(&mut graph, "units", &new, look_back + look_ahead) } else { new };
     let audio = generator(&mut graph, gan, &all, precision)?; // [1, n · hop]
     let middle = graph.slice(&audio, 1, look_back * hop, (look_back + chunk) * hop);

@@ -11,7 +11,7 @@ use sa_device::bundle::StageName;
 use super::{StageGraph, Window, nearest};
 use crate::import::arrays::Array;
 use crate::import::hubert::{Hubert, StemNorm};
-use crate::onnx::{DataType, Graph, Precision, Value};
+use crate::onnx::{DataType, Form, Graph, Precision, Value};
 use crate::weights::WeightsError;
 
 /// Epsilon of PyTorch's group, layer and batch norms where no configuration names it.
@@ -21,13 +21,21 @@ const AUDIO_EPSILON: f32 = 1e-7;
 
 /// Draws the streaming graph of the first `layers` blocks with their codebook `[k, d]`: `audio` `[1, chunk · hop]` in, `units`
 /// `[1, chunk]` out, which belong to the audio `look_ahead` units and a tail ago.
-pub fn draw(hubert: &Hubert, layers: usize, codebook: &Array, window: Window, precision: Precision) -> Result<StageGraph, WeightsError> {
+pub fn draw<'a>(
+    hubert: &Hubert,
+    layers: usize,
+    codebook: &Array,
+    window: Window,
+    form: impl Into<Form<'a>>,
+) -> Result<StageGraph, WeightsError> {
+    let Form { precision, exclude } = form.into();
     let (hop, field) = (hubert.config.hop(), hubert.config.receptive_field());
     let samples = window.chunk * hop;
     let tail = tail(hubert);
     let total = (window.units() + tail) * hop;
     let kept = total - samples;
     let mut graph = Graph::new("tokenizer", "A HuBERT in a sliding window of audio: units of the chunk in its middle.");
+    graph.exclude(exclude);
     let audio = graph.input("audio", DataType::F32, &[1, samples]);
     let past = graph.input("state.audio", DataType::F32, &[1, kept]);
     let joined = graph.concat(&[&past, &audio], 1);

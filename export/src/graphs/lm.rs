@@ -1,4 +1,5 @@
-//! lm.onnx: one text token or one group of units in; text logits, hidden state and the new rows of the cache out.
+//! lm.onnx: one text token or one group of units in; text logits, hidden state and the new rows of the cache out. A trunk without
+//! speech weights reads text only, and has neither the input `units` nor `is_group`.
 //!
 //! The cache belongs to the runtime: the graph reads `position` rows of it and returns one new row a layer, so
 //! nothing is copied. Rows from `position` on are masked.
@@ -9,7 +10,7 @@ use sa_models::lm::network::rope_tables;
 
 use super::StageGraph;
 use super::transformer::{Sizes, block};
-use crate::onnx::{DataType, Graph, Precision, Value};
+use crate::onnx::{DataType, Form, Graph, Precision, Value};
 use crate::weights::{Weights, WeightsError};
 
 /// Added to the scores of rows that hold nothing yet.
@@ -24,18 +25,33 @@ struct Position {
     mask: Value,
 }
 
-/// Draws the graph.
-pub fn draw(config: &Config, weights: &Weights, precision: Precision) -> Result<StageGraph, WeightsError> {
+/// Draws the graph of a model that has all its tensors in one place.
+pub fn draw<'a>(config: &Config, weights: &Weights, form: impl Into<Form<'a>>) -> Result<StageGraph, WeightsError> {
+    draw_parts(config, weights, Some(weights), form)
+}
+
+/// Draws the graph of a trunk; `speech` holds the unit embedding and the adaptor, if it reads speech.
+pub fn draw_parts<'a>(
+    config: &Config,
+    trunk: &Weights,
+    speech: Option<&Weights>,
+    form: impl Into<Form<'a>>,
+) -> Result<StageGraph, WeightsError> {
+    let Form { precision, exclude } = form.into();
+    let weights = trunk;
     let (d, vocabulary, context) = (config.hidden_size, config.vocab_size, config.max_position_embeddings);
     let (kv, dh) = (config.num_key_value_heads, config.head_dim);
     let mut graph = Graph::new(
         "lm",
         "Group language model (Qwen2 blocks), one position: a text token or a group of units in, text logits and hidden state out.",
     );
+    graph.exclude(exclude);
     let g = &mut graph;
     let token = g.input("token", DataType::I64, &[1]);
-    let units = g.input("units", DataType::I64, &[1, config.group]);
-    let is_group = g.input("is_group", DataType::F32, &[1]);
+    let spoken = speech.map(|speech| {
+        let units = g.input("units", DataType::I64, &[1, config.group]);
+        (speech, units, g.input("is_group", DataType::F32, &[1]))
+    });
     let position = g.input("position", DataType::I64, &[1]);
     let layers = config.num_hidden_layers;
     let caches: Vec<(Value, Value)> = (0..layers)
@@ -47,13 +63,18 @@ pub fn draw(config: &Config, weights: &Weights, precision: Precision) -> Result<
 
     let embedding = weights.tensor("model.embed_tokens.weight", &[vocabulary, d])?;
     let table = g.table("model.embed_tokens.weight", &embedding, d, precision);
-    let text = g.gather(&table, &token); // [1, d]
-    let group = group_row(g, weights, config, &units, precision)?; // [1, d]
-    let is_text = g.neg(&is_group);
-    let is_text = g.add_scalar(&is_text, 1.0);
-    let text = g.mul(&text, &is_text);
-    let group = g.mul(&group, &is_group);
-    let mut x = g.add(&text, &group);
+    let text = g.look_up(&table, &token); // [1, d]
+    let mut x = match spoken {
+        Some((speech, units, is_group)) => {
+            let group = group_row(g, speech, config, &units, precision)?; // [1, d]
+            let is_text = g.neg(&is_group);
+            let is_text = g.add_scalar(&is_text, 1.0);
+            let text = g.mul(&text, &is_text);
+            let group = g.mul(&group, &is_group);
+            g.add(&text, &group)
+        }
+        None => text,
+    };
 
     let place = g.scope("position", |g| place(g, config, &position));
     let sizes = Sizes {
@@ -87,7 +108,7 @@ fn group_row(graph: &mut Graph, weights: &Weights, config: &Config, units: &Valu
     let table = weights.tensor("unit_embedding.weight", &[config.units + 1, e])?;
     let adaptor = weights.tensor("adaptor.weight", &[config.hidden_size, wide])?;
     let table = graph.table("unit_embedding.weight", &table, e, precision);
-    let rows = graph.gather(&table, units); // [1, G, e]
+    let rows = graph.look_up(&table, units); // [1, G, e]
     let rows = graph.reshape(&rows, &[1, wide]);
     Ok(graph.scope("adaptor", |g| g.linear(&rows, &adaptor, None, precision)))
 }

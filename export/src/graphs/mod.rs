@@ -14,7 +14,7 @@ mod transformer;
 
 use sa_device::bundle::{FileEntry, StageEntry, StageName, TensorEntry};
 
-use crate::onnx::{DataType, Graph, Precision, Value};
+use crate::onnx::{DataType, Graph, Layer, Precision, Value};
 
 /// What a sliding window holds, in units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,9 +43,16 @@ pub struct StageGraph {
     pub outputs: Vec<TensorEntry>,
     /// The initial values of the `state.*` inputs one after the other, where they are not zeros.
     pub initial: Option<Vec<f32>>,
+    /// The quantised layers and what their weights lost.
+    pub layers: Vec<Layer>,
+    /// Layers that were kept in single precision by their names.
+    pub kept: Vec<String>,
     /// The ONNX file.
     pub onnx: Vec<u8>,
 }
+
+/// Layers that a report names.
+const WORST_LAYERS: usize = 5;
 
 impl StageGraph {
     /// Closes a finished graph.
@@ -60,7 +67,16 @@ impl StageGraph {
         };
         let inputs = graph.inputs().iter().map(entry).collect();
         let outputs = graph.outputs().iter().map(entry).collect();
-        Self { stage, precision, chunk, latency_ms, inputs, outputs, initial: None, onnx: graph.encode() }
+        let (layers, kept) = (graph.layers().to_vec(), graph.kept().to_vec());
+        Self { stage, precision, chunk, latency_ms, inputs, outputs, initial: None, layers, kept, onnx: graph.encode() }
+    }
+
+    /// The layers whose weights lost most, the worst first.
+    pub fn worst_layers(&self) -> Vec<Layer> {
+        let mut layers = self.layers.clone();
+        layers.sort_by(|a, b| b.error.total_cmp(&a.error));
+        layers.truncate(WORST_LAYERS);
+        layers
     }
 
     /// Name of the graph's file in the bundle.
@@ -85,6 +101,19 @@ impl StageGraph {
             outputs: self.outputs.clone(),
         }
     }
+}
+
+/// Refuses a wish to keep layers in single precision that none of the quantised graphs could meet.
+///
+/// # Errors
+/// Names the patterns and some of the layers that there are.
+pub fn check_exclude(exclude: &[String], graphs: &[&StageGraph]) -> Result<(), String> {
+    let quantised: Vec<&&StageGraph> = graphs.iter().filter(|graph| graph.precision != Precision::Fp32).collect();
+    if exclude.is_empty() || quantised.is_empty() || quantised.iter().any(|graph| !graph.kept.is_empty()) {
+        return Ok(());
+    }
+    let names: Vec<&str> = quantised.iter().flat_map(|graph| &graph.layers).map(|layer| layer.name.as_str()).take(6).collect();
+    Err(format!("--exclude {} matches no layer; there are {}, …", exclude.join(","), names.join(", ")))
 }
 
 /// A state of the shape `[1, rows, columns]`: joins it before the rows of `x` `[n, columns]`, keeps the last `rows`

@@ -6,7 +6,7 @@ use sa_models::tokenizer::TokenizerConfig;
 use sa_models::tokenizer::config::UNIT_SAMPLES;
 
 use super::{StageGraph, depthwise, nearest, rolling_state};
-use crate::onnx::{DataType, Graph, Precision, Value};
+use crate::onnx::{DataType, Form, Graph, Precision, Value};
 use crate::weights::{Weights, WeightsError};
 
 /// Epsilon of the network's LayerNorms (Burn's default).
@@ -16,13 +16,20 @@ const MASKED: f32 = -1e9;
 
 /// Draws the graph. With `features` the rows before the nearest centroid come out too (`features` f32 `[1, 8, d]`):
 /// for the proof; a bundle's graph gives units only.
-pub fn draw(config: &TokenizerConfig, weights: &Weights, precision: Precision, features: bool) -> Result<StageGraph, WeightsError> {
+pub fn draw<'a>(
+    config: &TokenizerConfig,
+    weights: &Weights,
+    form: impl Into<Form<'a>>,
+    features: bool,
+) -> Result<StageGraph, WeightsError> {
+    let Form { precision, exclude } = form.into();
     let (d, samples) = (config.width, config.chunk_samples());
     let mut graph = Graph::new(
         "tokenizer",
         "Causal streaming HuBERT: 16 kHz audio to units at 25 Hz. Log-mel, two strided convolutions, blocks of depthwise \
          convolution, chunked attention and feed-forward, nearest centroid.",
     );
+    graph.exclude(exclude);
     let g = &mut graph;
     let audio = g.input("audio", DataType::F32, &[1, samples]);
     let mel = log_mel(g, &audio); // [32, 64]

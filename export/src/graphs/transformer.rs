@@ -53,14 +53,14 @@ pub(super) fn block(
     Ok(graph.scope(name, |g| {
         let attended = g.scope("self_attn", |g| {
             let normed = g.rms_norm(x, &norm1, epsilon);
-            let qkv = g.linear(&normed, &product, product_bias.as_deref(), precision);
+            let qkv = g.scope("qkv_proj", |g| g.linear(&normed, &product, product_bias.as_deref(), precision));
             let mixed = attend(g, &qkv);
             g.scope("o_proj", |g| g.linear(&mixed, &output, None, precision))
         });
         let x = g.add(x, &attended);
         let update = g.scope("mlp", |g| {
             let normed = g.rms_norm(&x, &norm2, epsilon);
-            let both = g.linear(&normed, &gate_up, None, precision); // [n, 2 ff]
+            let both = g.scope("gate_up_proj", |g| g.linear(&normed, &gate_up, None, precision)); // [n, 2 ff]
             let gate = g.slice(&both, 1, 0, hidden);
             let up = g.slice(&both, 1, hidden, 2 * hidden);
             let gate = g.silu(&gate);

@@ -8,13 +8,15 @@ use std::collections::BTreeSet;
 use half::f16;
 use prost::Message;
 use tract_onnx::pb::tensor_proto::DataType as OnnxType;
-use tract_onnx::pb::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto,
-    TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_shape_proto, type_proto,
-};
+use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto};
+
+use super::linear::{Precision, matches};
+use super::proto::{attribute, value_info};
 
 /// The operator set that the graphs are written for (LayerNormalization joined in 17).
 const OPSET: i64 = 17;
+/// The domain of ONNX Runtime's own operators; tract knows some of them.
+const MICROSOFT: &str = "com.microsoft";
 /// The file format version that belongs to opset 17.
 const IR_VERSION: i64 = 8;
 
@@ -31,7 +33,7 @@ pub enum DataType {
 }
 
 impl DataType {
-    fn onnx(self) -> i32 {
+    pub(super) fn onnx(self) -> i32 {
         (match self {
             DataType::F32 => OnnxType::Float,
             DataType::F16 => OnnxType::Float16,
@@ -92,13 +94,39 @@ pub struct Graph {
     names: BTreeSet<String>,
     scopes: Vec<String>,
     metadata: Vec<(String, String)>,
+    layers: Vec<Layer>,
+    /// Patterns of layers to keep in single precision, and the layers that were kept.
+    exclude: Vec<String>,
+    kept: Vec<String>,
+    /// Is there an operator of the domain com.microsoft?
+    microsoft: bool,
+}
+
+/// A quantised layer and what its weights lost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    /// The scopes it was drawn in, joined by dots.
+    pub name: String,
+    /// Relative L2 of the stored weights against single precision.
+    pub error: f64,
 }
 
 impl Graph {
     /// An empty graph; `doc` is what a viewer shows about it.
     pub fn new(name: &str, doc: &str) -> Self {
         let proto = GraphProto { name: name.into(), doc_string: doc.into(), ..GraphProto::default() };
-        Self { proto, inputs: Vec::new(), outputs: Vec::new(), names: BTreeSet::new(), scopes: Vec::new(), metadata: Vec::new() }
+        Self {
+            proto,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            names: BTreeSet::new(),
+            scopes: Vec::new(),
+            metadata: Vec::new(),
+            layers: Vec::new(),
+            exclude: Vec::new(),
+            kept: Vec::new(),
+            microsoft: false,
+        }
     }
 
     /// A key and value that the file carries beside the graph.
@@ -150,6 +178,38 @@ impl Graph {
         self.outputs.push(output);
     }
 
+    /// Keeps the layers whose names match one of these patterns in single precision.
+    pub fn exclude(&mut self, patterns: &[String]) {
+        self.exclude = patterns.to_vec();
+    }
+
+    /// Layers that would have been quantised and were not.
+    pub fn kept(&self) -> &[String] {
+        &self.kept
+    }
+
+    /// The precision of the layer in force (of the tensor `name` in it, if that is not empty).
+    pub(super) fn precision_of(&mut self, name: &str, precision: Precision) -> Precision {
+        let scopes = self.scopes.iter().map(String::as_str);
+        let name = scopes.chain([name]).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(".");
+        let excluded = |pattern: &String| matches(pattern.as_bytes(), name.as_bytes());
+        if precision == Precision::Fp32 || !self.exclude.iter().any(excluded) {
+            return precision;
+        }
+        self.kept.push(name);
+        Precision::Fp32
+    }
+
+    /// Notes what the weights of the layer in force lost.
+    pub(super) fn record_layer(&mut self, error: f64) {
+        self.layers.push(Layer { name: self.scopes.join("."), error });
+    }
+
+    /// The quantised layers so far, as they were drawn.
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
     /// The graph's inputs, in order.
     pub fn inputs(&self) -> &[Value] {
         &self.inputs
@@ -192,6 +252,11 @@ impl Graph {
     pub fn constant_i8(&mut self, name: &str, shape: &[usize], data: &[i8]) -> Value {
         let raw = data.iter().map(|&x| x as u8).collect();
         self.constant(name, shape, DataType::I8, raw, data.len())
+    }
+
+    pub fn constant_u8(&mut self, name: &str, shape: &[usize], data: Vec<u8>) -> Value {
+        let count = data.len();
+        self.constant(name, shape, DataType::U8, data, count)
     }
 
     pub fn scalar(&mut self, value: f32) -> Value {
@@ -243,11 +308,31 @@ impl Graph {
             .expect("node_many returns as many values as it was given shapes")
     }
 
+    /// The same for an operator of ONNX Runtime's own domain.
+    pub(super) fn microsoft_node(
+        &mut self,
+        op: &str,
+        name: &str,
+        inputs: &[&Value],
+        attributes: &[(&str, Attribute)],
+        data_type: DataType,
+        shape: Vec<usize>,
+    ) -> Value {
+        let value = self.node(op, name, inputs, attributes, data_type, shape);
+        self.microsoft = true;
+        self.proto.node.last_mut().expect("the node was appended in this function").domain = MICROSOFT.into();
+        value
+    }
+
     /// The whole file.
     pub fn encode(self) -> Vec<u8> {
+        let mut opset_import = vec![OperatorSetIdProto { domain: String::new(), version: OPSET }];
+        if self.microsoft {
+            opset_import.push(OperatorSetIdProto { domain: MICROSOFT.into(), version: 1 });
+        }
         let model = ModelProto {
             ir_version: IR_VERSION,
-            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+            opset_import,
             producer_name: "sa-export".into(),
             producer_version: env!("CARGO_PKG_VERSION").into(),
             model_version: 1,
@@ -257,31 +342,5 @@ impl Graph {
             ..ModelProto::default()
         };
         model.encode_to_vec()
-    }
-}
-
-fn value_info(value: &Value) -> ValueInfoProto {
-    let dim = value
-        .shape
-        .iter()
-        .map(|&n| tensor_shape_proto::Dimension {
-            value: Some(tensor_shape_proto::dimension::Value::DimValue(n as i64)),
-            ..Default::default()
-        })
-        .collect();
-    let tensor = type_proto::Tensor { elem_type: value.data_type.onnx(), shape: Some(TensorShapeProto { dim }) };
-    ValueInfoProto {
-        name: value.name.clone(),
-        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() }),
-        ..ValueInfoProto::default()
-    }
-}
-
-fn attribute(key: &str, value: &Attribute) -> AttributeProto {
-    let base = AttributeProto { name: key.into(), ..AttributeProto::default() };
-    match value {
-        Attribute::Int(i) => AttributeProto { r#type: AttributeType::Int as i32, i: *i, ..base },
-        Attribute::Float(f) => AttributeProto { r#type: AttributeType::Float as i32, f: *f, ..base },
-        Attribute::Ints(ints) => AttributeProto { r#type: AttributeType::Ints as i32, ints: ints.to_vec(), ..base },
     }
 }

@@ -6,12 +6,16 @@
 //! | `fp16` | half precision, widened while the graph is loaded | single precision |
 //! | `int8-weights` | 8 bits and a scale per output channel, widened while loading | single precision |
 //! | `int8` | 8 bits and a scale per output channel | 8-bit products: the input is quantised at every step |
+//! | `int4` | 4 bits and a scale per 32 inputs of an output | MatMulNBits: blocks are widened inside of the product |
 //!
 //! `int8` is DynamicQuantizeLinear → MatMulInteger → Cast → Mul, the one form that both tract and ONNX Runtime run
 //! well. Weights are split along the outputs so that no part exceeds [`SPLIT_ELEMENTS`]: tract folds constants only
 //! up to 4 MiB, and would otherwise sum or widen the weights again at every step.
+//!
+//! `int4` is ONNX Runtime's MatMulNBits (domain com.microsoft), which tract reads too: symmetric, `w = (q - 8) · scale`. A layer whose
+//! inputs are no multiple of the block is stored as `int8-weights` instead.
 
-use super::graph::{DataType, Graph, Value};
+use super::graph::{Attribute, DataType, Graph, Value};
 
 /// Most elements of one weight part: 2^20 stay below tract's folding limit of 4 MiB once they are i32 or f32.
 pub const SPLIT_ELEMENTS: usize = 1 << 20;
@@ -25,6 +29,7 @@ pub enum Precision {
     Fp16,
     Int8Weights,
     Int8,
+    Int4,
 }
 
 impl Precision {
@@ -35,7 +40,40 @@ impl Precision {
             Precision::Fp16 => "fp16",
             Precision::Int8Weights => "int8-weights",
             Precision::Int8 => "int8",
+            Precision::Int4 => "int4",
         }
+    }
+
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Fp32, Self::Fp16, Self::Int8Weights, Self::Int8, Self::Int4];
+
+    /// Are products computed from quantised weights, and not from weights that were widened while loading?
+    pub fn computes_in_fewer_bits(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int4)
+    }
+}
+
+/// A precision, and the layers that stay in single precision all the same.
+#[derive(Clone, Copy, Debug)]
+pub struct Form<'a> {
+    pub precision: Precision,
+    /// Patterns of layer names, such as `model.layers.0.*`: `*` is any text, `?` any character.
+    pub exclude: &'a [String],
+}
+
+impl From<Precision> for Form<'_> {
+    fn from(precision: Precision) -> Self {
+        Self { precision, exclude: &[] }
+    }
+}
+
+/// Does a pattern with `*` and `?` match the whole name?
+pub(super) fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern.first(), name.first()) {
+        (None, None) => true,
+        (Some(b'*'), _) => matches(&pattern[1..], name) || (!name.is_empty() && matches(pattern, &name[1..])),
+        (Some(p), Some(n)) if *p == b'?' || p == n => matches(&pattern[1..], &name[1..]),
+        _ => false,
     }
 }
 
@@ -58,6 +96,44 @@ pub fn quantise_per_channel(weight: &[f32], columns: usize) -> (Vec<i8>, Vec<f32
     (quantised, scales)
 }
 
+/// Inputs that share a scale in `int4`.
+pub const BLOCK: usize = 32;
+
+/// Symmetric 4-bit weights in blocks of [`BLOCK`] along the rows: `w ≈ (q - 8) · scale`, q in 0..=15, two to a byte (the first in the
+/// low half). The scale maps the block's largest magnitude to q = 0, so that the one value more on the negative side is used.
+pub fn quantise_blocks(weight: &[f32]) -> (Vec<u8>, Vec<f32>) {
+    let mut packed = Vec::with_capacity(weight.len() / 2);
+    let mut scales = Vec::with_capacity(weight.len() / BLOCK);
+    for block in weight.chunks_exact(BLOCK) {
+        let peak = block.iter().fold(0.0f32, |peak, w| if w.abs() > peak.abs() { *w } else { peak });
+        let scale = if peak == 0.0 { 1.0 } else { peak / -8.0 };
+        let level = |w: f32| (w / scale + 8.0).round().clamp(0.0, 15.0) as u8;
+        packed.extend(block.chunks_exact(2).map(|pair| level(pair[0]) | level(pair[1]) << 4));
+        scales.push(scale);
+    }
+    (packed, scales)
+}
+
+/// ‖stored − weight‖ / ‖weight‖ of a layer in a precision.
+fn storage_error(weight: &[f32], inputs: usize, precision: Precision) -> f64 {
+    let stored: Vec<f32> = match precision {
+        Precision::Fp32 | Precision::Fp16 => return 0.0,
+        Precision::Int4 => {
+            let (packed, scales) = quantise_blocks(weight);
+            let levels = packed.iter().flat_map(|pair| [pair & 15, pair >> 4]);
+            levels.zip(scales.iter().flat_map(|scale| [*scale; BLOCK])).map(|(q, scale)| (f32::from(q) - 8.0) * scale).collect()
+        }
+        Precision::Int8 | Precision::Int8Weights => {
+            let (quantised, scales) = quantise_per_channel(weight, inputs);
+            let rows = quantised.chunks_exact(inputs).zip(scales);
+            rows.flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale)).collect()
+        }
+    };
+    let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
+    let difference = squares(&mut stored.iter().zip(weight).map(|(a, b)| a - b));
+    (difference / squares(&mut weight.iter().copied()).max(f64::MIN_POSITIVE)).sqrt()
+}
+
 /// `[rows, columns]` to `[columns, rows]`.
 fn transposed<T: Copy>(data: &[T], rows: usize, columns: usize) -> Vec<T> {
     (0..columns).flat_map(|c| (0..rows).map(move |r| data[r * columns + c])).collect()
@@ -75,8 +151,17 @@ impl Graph {
         let inputs = x.size(-1);
         let outputs = weight.len() / inputs;
         assert_eq!(weight.len(), inputs * outputs, "weight of a layer with {inputs} inputs");
+        // Blocks may not end between two outputs.
+        let precision = match self.precision_of("", precision) {
+            Precision::Int4 if !inputs.is_multiple_of(BLOCK) => Precision::Int8Weights,
+            other => other,
+        };
+        if !matches!(precision, Precision::Fp32 | Precision::Fp16) {
+            self.record_layer(storage_error(weight, inputs, precision));
+        }
         let product = match precision {
             Precision::Int8 => self.linear_int8(x, weight, outputs),
+            Precision::Int4 => self.linear_int4(x, weight, outputs),
             _ => {
                 let parts: Vec<Value> = split(outputs, inputs)
                     .into_iter()
@@ -113,7 +198,9 @@ impl Graph {
                 let wide = self.cast(&stored, DataType::F32);
                 self.mul(&wide, &scales)
             }
-            Precision::Fp32 | Precision::Int8 => self.constant_f32("weight", &shape, &transposed(weight, outputs, inputs)),
+            Precision::Fp32 | Precision::Int8 | Precision::Int4 => {
+                self.constant_f32("weight", &shape, &transposed(weight, outputs, inputs))
+            }
         }
     }
 
@@ -143,6 +230,22 @@ impl Graph {
         self.joined(parts)
     }
 
+    fn linear_int4(&mut self, x: &Value, weight: &[f32], outputs: usize) -> Value {
+        let inputs = x.size(-1);
+        let (packed, scales) = quantise_blocks(weight);
+        let packed = self.constant_u8("weight", &[outputs, inputs / BLOCK, BLOCK / 2], packed);
+        let scales = self.constant_f32("weight_scale", &[outputs * inputs / BLOCK], &scales);
+        let mut shape = x.shape.clone();
+        *shape.last_mut().expect("the input of a layer has an axis") = outputs;
+        let attributes = [
+            ("K", Attribute::Int(inputs as i64)),
+            ("N", Attribute::Int(outputs as i64)),
+            ("bits", Attribute::Int(4)),
+            ("block_size", Attribute::Int(BLOCK as i64)),
+        ];
+        self.microsoft_node("MatMulNBits", "matmul_4_bits", &[x, &packed, &scales], &attributes, DataType::F32, shape)
+    }
+
     fn joined(&mut self, mut parts: Vec<Value>) -> Value {
         match parts.len() {
             1 => parts.remove(0),
@@ -150,22 +253,28 @@ impl Graph {
         }
     }
 
-    /// An embedding table `[rows, d]` to gather from, in single precision once loaded. A quantised table has one
-    /// scale per row, whatever the precision of the products.
+    /// An embedding table `[rows, d]` for [`Graph::look_up`], in single or half precision.
     pub fn table(&mut self, name: &str, table: &[f32], d: usize, precision: Precision) -> Value {
         let rows = table.len() / d;
-        match precision {
+        match self.precision_of(name, precision) {
             Precision::Fp32 => self.constant_f32(name, &[rows, d], table),
-            _ => {
-                let stored = self.constant_f16(name, &[rows, d], table);
-                self.cast(&stored, DataType::F32)
-            }
+            _ => self.constant_f16(name, &[rows, d], table),
+        }
+    }
+
+    /// Rows of an embedding table by index, in single precision. They are widened after the look-up: a table of a public vocabulary is
+    /// far beyond what tract folds, and would be widened as a whole at every step.
+    pub fn look_up(&mut self, table: &Value, indices: &Value) -> Value {
+        let rows = self.gather(table, indices);
+        match rows.data_type {
+            DataType::F32 => rows,
+            _ => self.cast(&rows, DataType::F32),
         }
     }
 
     /// Convolution weights `[out, in / groups, kernel]`, in single precision once loaded.
     pub fn kernel(&mut self, weight: &[f32], shape: &[usize], precision: Precision) -> Value {
-        match precision {
+        match self.precision_of("", precision) {
             Precision::Fp32 => self.constant_f32("weight", shape, weight),
             _ => {
                 let stored = self.constant_f16("weight", shape, weight);

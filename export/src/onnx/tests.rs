@@ -4,7 +4,7 @@ use prost::Message;
 use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
 
-use super::{DataType, Graph, Precision, SPLIT_ELEMENTS, Value, quantise_per_channel};
+use super::{BLOCK, DataType, Graph, Precision, SPLIT_ELEMENTS, Value, quantise_blocks, quantise_per_channel};
 
 /// Seeded numbers in -0.5..0.5.
 fn noise(count: usize, seed: u32) -> Vec<f32> {
@@ -114,7 +114,9 @@ fn a_layer_is_near_in_every_precision() {
     let (m, k, n) = (5, 192, 100);
     let (x, w, b) = (noise(m * k, 8), noise(n * k, 9), noise(n, 10));
     let expected: Vec<f32> = (0..m * n).map(|i| b[i % n] + (0..k).map(|j| x[i / n * k + j] * w[i % n * k + j]).sum::<f32>()).collect();
-    for (precision, budget) in [(Precision::Fp32, 1e-6), (Precision::Fp16, 5e-4), (Precision::Int8Weights, 5e-3), (Precision::Int8, 1e-2)] {
+    for (precision, budget) in
+        [(Precision::Fp32, 1e-6), (Precision::Fp16, 5e-4), (Precision::Int8Weights, 5e-3), (Precision::Int8, 1e-2), (Precision::Int4, 0.1)]
+    {
         let y = apply(&[m, k], &x, |g, x| g.linear(x, &w, Some(&b), precision));
         assert!(error(&y, &expected) < budget, "{precision}: {}", error(&y, &expected));
     }
@@ -136,6 +138,56 @@ fn large_weights_are_split_and_joined_in_order() {
     let y = apply(&[1, k], &x, |g, x| g.linear(x, &w, None, Precision::Int8));
     let expected: Vec<f32> = w.chunks_exact(k).map(|row| row.iter().zip(&x).map(|(w, x)| w * x).sum()).collect();
     assert!(error(&y, &expected) < 1e-2, "{}", error(&y, &expected));
+}
+
+#[test]
+fn four_bit_blocks_are_within_a_step_and_are_what_the_engine_computes_with() {
+    let (k, n) = (2 * BLOCK, 3);
+    let mut weight = noise(n * k, 14);
+    weight[..BLOCK].fill(0.0);
+    weight[BLOCK] = 30.0; // an outlier harms its own block only
+    let (packed, scales) = quantise_blocks(&weight);
+    assert_eq!((packed.len(), scales.len()), (n * k / 2, n * k / BLOCK));
+    let stored: Vec<f32> = (0..n * k).map(|i| (f32::from(packed[i / 2] >> (4 * (i % 2)) & 15) - 8.0) * scales[i / BLOCK]).collect();
+    for (i, (w, q)) in weight.iter().zip(&stored).enumerate() {
+        // The positive end has one level less.
+        assert!((w - q).abs() <= 1.0001 * scales[i / BLOCK].abs(), "weight {i}: {q} for {w}");
+    }
+    assert!(scales[2].abs() < 0.5 / 7.0);
+    let x = noise(k, 15);
+    let y = apply(&[1, k], &x, |g, x| g.linear(x, &weight, None, Precision::Int4));
+    let expected: Vec<f32> = stored.chunks_exact(k).map(|row| row.iter().zip(&x).map(|(w, x)| w * x).sum()).collect();
+    // The engine keeps scales in half precision.
+    assert!(error(&y, &expected) < 2e-3, "{}", error(&y, &expected));
+}
+
+#[test]
+fn layers_are_kept_in_single_precision_by_name() {
+    let mut graph = Graph::new("test", "");
+    graph.exclude(&["blocks.?.up".into(), "*embedding*".into()]);
+    let x = graph.input("x", DataType::F32, &[1, 64]);
+    let weight = noise(64 * 8, 17);
+    for name in ["blocks.0", "blocks.1", "blocks.10"] {
+        graph.scope(name, |g| g.scope("up", |g| g.linear(&x, &weight, None, Precision::Int8)));
+    }
+    graph.table("unit_embedding.weight", &weight, 8, Precision::Int8);
+    assert_eq!(graph.kept(), ["blocks.0.up", "blocks.1.up", "unit_embedding.weight"]);
+    assert_eq!(graph.layers().iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>(), ["blocks.10.up"]);
+}
+
+#[test]
+fn quantised_layers_say_what_they_lost() {
+    let mut graph = Graph::new("test", "");
+    let x = graph.input("x", DataType::F32, &[1, 64]);
+    let weight = noise(64 * 8, 16);
+    for precision in Precision::ALL {
+        graph.scope(precision.name(), |g| g.linear(&x, &weight, None, precision));
+    }
+    let of = |name: &str| graph.layers().iter().find(|layer| layer.name == name).map(|layer| layer.error);
+    assert_eq!((of("fp32"), of("fp16")), (None, None));
+    let (int8, int4) = (of("int8").expect("noted"), of("int4").expect("noted"));
+    assert!((1e-4..1e-2).contains(&int8) && (2e-2..0.2).contains(&int4), "{int8} {int4}");
+    assert_eq!(of("int8-weights"), Some(int8));
 }
 
 #[test]

@@ -135,6 +135,18 @@ fn lm_and_head_graphs_are_the_network_position_by_position() {
 }
 
 #[test]
+fn a_trunk_without_speech_is_the_trunk_on_text() {
+    let (config, network) = tiny_lm();
+    let weights = saved(&network, &config, checkpoint::Precision::F32);
+    let mut whole = runner(&graphs::lm::draw(&config, &weights, Precision::Fp32).expect("drawn"));
+    let mut text = runner(&graphs::lm::draw_parts(&config, &weights, None, Precision::Fp32).expect("drawn"));
+    for (position, token) in ids(20, config.vocab_size, 13).into_iter().enumerate() {
+        let expected = lm_step(&mut whole, config.group, &Item::Token(token), position).expect("ran");
+        assert_eq!(text_step(&mut text, token, position).expect("ran"), expected);
+    }
+}
+
+#[test]
 fn rows_beyond_the_position_are_not_seen() {
     let (config, network) = tiny_lm();
     let weights = saved(&network, &config, checkpoint::Precision::F32);

@@ -10,6 +10,8 @@ use clap::Parser;
 use sa_export::import::arrays;
 use sa_export::import::hubert::Hubert;
 use sa_export::import::pickle::Pickle;
+use sa_export::import::qwen::Qwen;
+use sa_export::import::speech::Speech;
 use sa_export::weights::Weights;
 
 #[derive(Parser)]
@@ -66,7 +68,10 @@ fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
 /// Reads all that a file of this name can be. Errors are fine.
 fn read(path: &Path) {
     if path.file_name().is_some_and(|name| name == "config.json") {
-        let _ = Hubert::open(path.parent().unwrap_or(Path::new(".")));
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let _ = Hubert::open(folder);
+        let _ = Qwen::open(folder, 128);
+        let _ = Speech::open(folder);
         return;
     }
     match path.extension().and_then(|extension| extension.to_str()) {

@@ -1,23 +1,26 @@
-//! `parity hubert` and `parity hifigan`: runs the exporter's offline graph of a public checkpoint on an engine and compares it with what a reference
-//! implementation computed. Prints one JSON object; `tests/reference/*.py` make the files and judge the figures.
+//! `parity hubert`, `parity hifigan` and `parity qwen`: runs the exporter's graph of a public checkpoint on an engine and compares it with
+//! what a reference implementation computed. Prints one JSON object; `tests/reference/*.py` make the files and judge the figures.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
 use sa_device::engine::{Engine, EngineName, Wish};
-use sa_export::graphs::{hifigan, hubert};
+use sa_export::graphs::{hifigan, hubert, lm};
 use sa_export::import::arrays::{self, Array};
 use sa_export::import::hifigan::HifiGan;
 use sa_export::import::hubert::Hubert;
+use sa_export::import::qwen::Qwen;
+use sa_export::inspect;
 use sa_export::onnx::Precision;
-use sa_export::prove::Distance;
+use sa_export::prove::{Distance, arg_max, text_step};
 use sa_export::runner::Runner;
 
 #[derive(Parser)]
 enum Command {
     Hubert(HubertArgs),
     Hifigan(HifiGanArgs),
+    Qwen(QwenArgs),
 }
 
 /// Where the graph runs.
@@ -47,6 +50,29 @@ struct HifiGanArgs {
     /// `[n · hop]`, .npy: what the reference computed
     #[arg(long)]
     audio: PathBuf,
+}
+
+#[derive(clap::Args)]
+struct QwenArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// See `sa-export --qwen`
+    #[arg(long)]
+    qwen: PathBuf,
+    /// `[n]`, .npy: the prompt, and what the reference wrote greedily after it
+    #[arg(long)]
+    tokens: PathBuf,
+    /// `[n, V]`, .npy: the reference's logits at every position
+    #[arg(long)]
+    logits: PathBuf,
+    /// Tokens of the prompt
+    #[arg(long)]
+    prompt: usize,
+    /// fp32, fp16, int8-weights, int8 or int4
+    #[arg(long, default_value = "fp32", value_parser = |name: &str| inspect::precision(name).ok_or("unknown"))]
+    form: Precision,
+    #[arg(long, default_value_t = 128)]
+    context: usize,
 }
 
 #[derive(clap::Args)]
@@ -83,6 +109,7 @@ fn main() -> Result<()> {
     match Command::parse() {
         Command::Hubert(args) => compare_hubert(&args),
         Command::Hifigan(args) => compare_hifigan(&args),
+        Command::Qwen(args) => compare_qwen(&args),
     }
 }
 
@@ -94,6 +121,34 @@ fn compare_hifigan(args: &HifiGanArgs) -> Result<()> {
     let mut distance = Distance::default();
     distance.values(&read(&args.audio)?.data, &runner.step(&[], &[("units", &units)])?.f32("audio")?);
     println!("{}", serde_json::json!({ "error": distance.error() }));
+    Ok(())
+}
+
+/// The logits over the given tokens, and the text that the graph writes itself from the prompt on.
+fn compare_qwen(args: &QwenArgs) -> Result<()> {
+    let qwen = Qwen::open(&args.qwen, args.context)?;
+    let (tokens, logits) = (read(&args.tokens)?, read(&args.logits)?);
+    let tokens: Vec<i64> = tokens.data.iter().map(|token| *token as i64).collect();
+    let vocabulary = qwen.config.vocab_size;
+    ensure!(logits.shape == [tokens.len(), vocabulary], "logits of shape {:?} for {} tokens of {vocabulary}", logits.shape, tokens.len());
+    ensure!((1..tokens.len()).contains(&args.prompt), "a prompt of {} of {} tokens", args.prompt, tokens.len());
+    let graph = lm::draw_parts(&qwen.config, &qwen.weights, None, args.form)?;
+    let mut runner = Runner::on(&*args.engine.open()?, &graph)?;
+    let mut distance = Distance::default();
+    for (position, expected) in logits.data.chunks_exact(vocabulary).enumerate() {
+        distance.values(expected, &text_step(&mut runner, tokens[position], position)?.0);
+    }
+    // Once more, by itself: the cache is written over from its first row.
+    let mut written = tokens[..args.prompt].to_vec();
+    for position in 0..tokens.len() - 1 {
+        let (logits, _) = text_step(&mut runner, written[position], position)?;
+        if position + 1 == written.len() {
+            written.push(arg_max(&logits) as i64);
+        }
+    }
+    let same = written.iter().zip(&tokens).skip(args.prompt).take_while(|(a, b)| a == b).count();
+    let count = tokens.len() - args.prompt;
+    println!("{}", serde_json::json!({ "error": distance.error(), "same": same, "written": count, "ms": runner.median_ms() }));
     Ok(())
 }
 
