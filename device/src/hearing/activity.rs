@@ -30,7 +30,7 @@ pub struct ActivitySettings {
 
 impl Default for ActivitySettings {
     fn default() -> Self {
-        Self { begin_score: 0.6, end_score: 0.35, begin_windows: 3, end_windows: 8, floor_dbfs: -50.0, left_db: -9.0 }
+        Self { begin_score: 0.6, end_score: 0.35, begin_windows: 2, end_windows: 8, floor_dbfs: -50.0, left_db: -9.0 }
     }
 }
 

@@ -102,7 +102,7 @@ pub struct Speaking {
 
 impl Default for Speaking {
     fn default() -> Self {
-        Self { barge_in: true, pause_after: Duration::from_millis(60), timeout: Duration::from_secs(60) }
+        Self { barge_in: true, pause_after: Duration::from_millis(30), timeout: Duration::from_secs(60) }
     }
 }
 
@@ -123,7 +123,7 @@ pub struct Interrupted {
 
 impl Default for Interrupted {
     fn default() -> Self {
-        Self { question_after: Duration::from_millis(280), resume_after: Duration::from_millis(400), timeout: Duration::from_secs(3) }
+        Self { question_after: Duration::from_millis(340), resume_after: Duration::from_millis(400), timeout: Duration::from_secs(3) }
     }
 }
 

@@ -252,7 +252,7 @@ impl<'a> Machine<'a> {
             0x95 => drop(self.take(8)?),
             b'(' => self.marks.push(self.stack.len()),
             b'0' => drop(self.pop()?),
-            b'1' => drop(self.to_mark()?),
+            b'1' => drop(self.pop_to_mark()?),
             b'2' => {
                 let top = *self.stack.last().ok_or_else(|| self.damaged(at, "nothing to copy"))?;
                 self.stack.push(top);
@@ -274,7 +274,7 @@ impl<'a> Machine<'a> {
             b']' | b')' | 0x8f => self.push(Value::Sequence(Vec::new())),
             b'}' => self.push(Value::Dict(Vec::new())),
             b'l' | b't' | 0x91 => {
-                let elements = self.to_mark()?;
+                let elements = self.pop_to_mark()?;
                 self.push(Value::Sequence(elements));
             }
             0x85..=0x87 => {
@@ -282,7 +282,7 @@ impl<'a> Machine<'a> {
                 self.push(Value::Sequence(elements));
             }
             b'd' => {
-                let entries = pairs(&self.to_mark()?);
+                let entries = pairs(&self.pop_to_mark()?);
                 self.push(Value::Dict(entries));
             }
             b'a' => {
@@ -290,7 +290,7 @@ impl<'a> Machine<'a> {
                 self.extend(&[element], at)?;
             }
             b'e' | 0x90 => {
-                let elements = self.to_mark()?;
+                let elements = self.pop_to_mark()?;
                 self.extend(&elements, at)?;
             }
             b's' => {
@@ -298,7 +298,7 @@ impl<'a> Machine<'a> {
                 self.insert(pairs(&entry), at)?;
             }
             b'u' => {
-                let entries = self.to_mark()?;
+                let entries = self.pop_to_mark()?;
                 self.insert(pairs(&entries), at)?;
             }
             b'p' | b'q' | b'r' | 0x94 | b'g' | b'h' | b'j' => self.memo(code, at)?,
@@ -417,13 +417,13 @@ impl<'a> Machine<'a> {
         }
         if code == b'i' {
             let name = format!("{}.{}", self.line()?, self.line()?);
-            let arguments = self.to_mark()?;
+            let arguments = self.pop_to_mark()?;
             self.global(name)?;
             let class = self.pop()?;
             return self.object(class, arguments, at);
         }
         if code == b'o' {
-            let mut parts = self.to_mark()?;
+            let mut parts = self.pop_to_mark()?;
             if parts.is_empty() {
                 return Err(self.damaged(at, "a call of nothing"));
             }
@@ -455,11 +455,11 @@ impl<'a> Machine<'a> {
             _ => return Err(self.damaged(at, "a call of what is no class")),
         };
         // `_reconstructor(class, base, state)` is how protocols 0 and 1 make any object.
-        if class.ends_with("._reconstructor") {
-            if let Some(Value::Global(name)) = arguments.first().map(|id| self.values.value(*id)) {
-                class = name.clone();
-                arguments.clear();
-            }
+        if class.ends_with("._reconstructor")
+            && let Some(Value::Global(name)) = arguments.first().map(|id| self.values.value(*id))
+        {
+            class = name.clone();
+            arguments.clear();
         }
         self.push(Value::Object(Object { class, arguments, ..Object::default() }));
         Ok(())
@@ -550,7 +550,7 @@ impl<'a> Machine<'a> {
         Ok(self.stack.split_off(self.stack.len() - count))
     }
 
-    fn to_mark(&mut self) -> Result<Vec<Id>> {
+    fn pop_to_mark(&mut self) -> Result<Vec<Id>> {
         let mark = self.marks.pop().ok_or_else(|| self.damaged(self.at, "no mark"))?;
         Ok(self.stack.split_off(mark))
     }

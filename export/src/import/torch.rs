@@ -110,10 +110,10 @@ impl Torch {
         let name = entries.keys().find(|name| *name == "data.pkl" || name.ends_with("/data.pkl"));
         let name = name.ok_or_else(|| TorchError::Damaged("the archive has no data.pkl".into()))?;
         let folder = name.trim_end_matches("data.pkl").to_owned();
-        if let Some(order) = entries.get(&format!("{folder}byteorder")) {
-            if range(&mut file, *order)? == b"big" {
-                return Err(TorchError::Unsupported("the file was written on a big-endian machine".into()));
-            }
+        if let Some(order) = entries.get(&format!("{folder}byteorder"))
+            && range(&mut file, *order)? == b"big"
+        {
+            return Err(TorchError::Unsupported("the file was written on a big-endian machine".into()));
         }
         let pickle = Pickle::read(&range(&mut file, entries[name])?)?;
         let tensors = tensors(&pickle);
