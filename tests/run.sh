@@ -45,6 +45,9 @@ check() { # name, command...
     echo "FAILED: $name"
   fi
 }
+listening=(tests/listen.py --agent "${CARGO_TARGET_DIR:-target}/debug/sa-agent" --bundle models/pretrained/nano/bundle --samples models/pretrained/nano/samples)
+[ ! -x "$PYTHON" ] || listening+=(--judge "$PYTHON")
+check "a conversation over a microphone and a speaker (PulseAudio)" python3 "${listening[@]}" --scratch "$scratch"
 if [ -x "$PYTHON" ]; then
   check "the judge tells good speech from bad" "$PYTHON" tests/judge/selftest.py --sentences 20
   check "a recogniser understands the shipped agent" tests/judge/spoken.sh "$scratch"

@@ -26,6 +26,11 @@ if [ "$wanted" = test ] || [ "$wanted" = train ]; then
   need flite flite # the voice that the agent copies
   [ "$wanted" = train ] || [ -x /usr/sbin/mosquitto ] || need mosquitto mosquitto # the broker that messages are tested against
   [ "$wanted" = train ] || need mosquitto_sub mosquitto-clients
+  if [ "$wanted" = test ]; then # a microphone and a speaker of null sinks
+    need pulseaudio pulseaudio
+    need pactl pulseaudio-utils
+    ls /usr/lib/*/alsa-lib/libasound_module_pcm_pulse.so >/dev/null 2>&1 || missing+=(libasound2-plugins)
+  fi
   python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 fi
 # Debian packages, as root or by sudo
