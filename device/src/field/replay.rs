@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{Logged, LoggedTurn, Past};
 use crate::audio::{AudioDevice, AudioError, Capture, Pace, WavDevice};
-use crate::pipeline::{Agent, AgentError, Turn};
+use crate::pipeline::{Agent, AgentError, Stopped, Turn};
 use crate::tools::Tools;
 
 /// A decision that came out otherwise.
@@ -38,7 +38,7 @@ pub fn replay(agent: &mut Agent, logged: &Logged) -> Result<(Turn, Vec<Differenc
             agent.turn(&capture, &mut device, &mut |_| {})?
         }
         // No unit was heard, or nothing loud enough: there is nothing to give to the model.
-        None if logged.turn.stopped == crate::pipeline::Stopped::Silence => silence(agent)?,
+        None if logged.turn.stopped == Stopped::Silence => silence(agent)?,
         None => agent.turn_of_units(&logged.turn.question_units, &mut Nothing, &mut |_| {})?,
     };
     let differences = compare(&logged.turn, &turn);
@@ -72,15 +72,23 @@ impl AudioDevice for Nothing {
     fn discard(&mut self) {}
 }
 
-/// The decisions of both, where they differ, in the order in which they are made.
+/// The decisions of both, where they differ, in the order in which they are made. Nobody interrupts a replay: of an answer that was
+/// interrupted, what was heard is compared.
 pub fn compare(logged: &LoggedTurn, now: &Turn) -> Vec<Difference> {
     let calls = |calls: &[crate::pipeline::CallReport]| {
         calls.iter().map(|call| format!("[{}] → {}", call.call, call.result)).collect::<Vec<_>>().join(", ")
     };
     let stopped = |stopped| format!("{stopped:?}").to_lowercase();
+    let mut now = now.clone();
+    if logged.stopped == Stopped::Interrupted {
+        let heard = logged.reply_text.split_whitespace().count();
+        now.reply_text = now.reply_text.split_whitespace().take(heard).collect::<Vec<_>>().join(" ");
+        now.units.truncate(logged.units.len());
+        now.stopped = Stopped::Interrupted;
+    }
     let mut found = Vec::new();
     // The units of silence are heard and decide nothing; a log without audio does not replay them.
-    if logged.stopped != crate::pipeline::Stopped::Silence {
+    if logged.stopped != Stopped::Silence {
         found.extend(units("question_units", &logged.question_units, &now.question_units));
     }
     for (decision, logged, now) in [
@@ -111,7 +119,7 @@ fn units(decision: &'static str, logged: &[u32], now: &[u32]) -> Option<Differen
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::{CallReport, Stopped};
+    use crate::pipeline::CallReport;
 
     #[test]
     fn every_decision_is_compared() {
@@ -139,12 +147,16 @@ mod tests {
             ("calls", Turn { calls: vec![call("failed")], ..turn.clone() }),
             ("reply_text", Turn { reply_text: "no".into(), ..turn.clone() }),
             ("stopped", Turn { stopped: Stopped::Limit, ..turn.clone() }),
-            ("units", Turn { units: vec![4, 5, 6], ..turn }),
+            ("units", Turn { units: vec![4, 5, 6], ..turn.clone() }),
         ];
+        let said = turn;
         for (decision, turn) in changed {
             let found = compare(&logged, &turn);
             assert_eq!(found.iter().map(|d| d.decision).collect::<Vec<_>>(), [decision]);
         }
+        let logged = LoggedTurn { stopped: Stopped::Interrupted, reply_text: "okay the".into(), ..logged };
+        let whole = Turn { reply_text: "okay the light is on".into(), units: vec![4, 5, 6, 7], ..said };
+        assert_eq!(compare(&logged, &whole), [], "as far as it was heard");
         let difference = units("units", &[4, 5], &[4, 5, 6]).expect("longer");
         assert_eq!(
             (difference.logged.as_str(), difference.now.as_str()),
