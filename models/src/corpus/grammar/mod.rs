@@ -234,6 +234,14 @@ impl Grammar {
             SplitBy::Question if frame.call.as_ref().is_some_and(Template::is_constant) => None,
             // the call says what was meant, whichever intent or follow-up led to it
             SplitBy::Question => Some(call.clone().unwrap_or_else(|| format!("{}/{}", intent.name, values.join("/")))),
+            // nor has a fixed answer to a fixed call (you have no messages): it can only be learnt by seeing it
+            SplitBy::Answer
+                if frame.call.as_ref().is_none_or(Template::is_constant)
+                    && outcome.result.as_ref().is_none_or(Template::is_constant)
+                    && outcome.reply.is_constant() =>
+            {
+                None
+            }
             SplitBy::Answer => Some(format!("{}/{}", call.as_deref().unwrap_or(&intent.name), result.as_deref().unwrap_or(&reply))),
         };
         if let (true, true, Some(failure)) = (fail, intent.may_fail, &self.failure)

@@ -40,6 +40,17 @@ fn splits_share_no_combination() {
     }
 }
 
+/// What nothing else leads to is in the training split.
+#[test]
+fn answers_that_are_no_combination_are_not_held_out() {
+    let grammar = home();
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let replies: BTreeSet<String> = (0..60_000).map(|_| grammar.sample(&mut rng, Split::Train).turn.reply).collect();
+    for reply in ["you have no messages", "you have no reminders", "your calendar is empty"] {
+        assert!(replies.contains(reply), "{reply}");
+    }
+}
+
 #[test]
 fn every_category_is_in_every_split() {
     let grammar = home();
