@@ -36,7 +36,7 @@ pub struct MixConfig {
 
 impl Default for MixConfig {
     fn default() -> Self {
-        Self { question: 0.42, transcribe: 0.34, text: 0.1, say: 0.14, corruption: [0.02, 0.08], spoken: 0.25, shift: true }
+        Self { question: 0.5, transcribe: 0.2, text: 0.16, say: 0.14, corruption: [0.02, 0.1], spoken: 0.5, shift: true }
     }
 }
 
