@@ -109,16 +109,16 @@ fn noises_and_silence_are_not_questions() {
 #[test]
 fn a_cough_pauses_and_a_voice_cuts() {
     let mut bench = Bench::new(TurnSettings::default());
-    bench.speaking().voice(50).wait(500);
+    bench.speaking().voice(20).wait(500);
     assert_eq!(bench.took(), [], "too short even to pause");
     bench.voice(200);
     assert_eq!((bench.turns.state(), bench.took()), (State::Interrupted, vec![Action::Pause]));
     assert_eq!(bench.wait(400).took(), [Action::Resume], "a cough");
     assert_eq!(bench.turns.state(), State::Speaking);
     let begin = bench.now - ms(300);
-    bench.input(Input::SpeechStarted { since: bench.now }).wait(60);
+    bench.input(Input::SpeechStarted { since: bench.now }).wait(30);
     assert_eq!(bench.took(), [Action::Pause]);
-    assert_eq!(bench.wait(220).took(), [Action::Cut, Action::Begin { since: begin }]);
+    assert_eq!(bench.wait(310).took(), [Action::Cut, Action::Begin { since: begin }]);
     assert_eq!(bench.turns.state(), State::Listening);
 }
 
