@@ -53,19 +53,19 @@ fn ten_thousand_callbacks_allocate_nothing() {
     let alarms = Alarms::default();
     let (input, mut output) = (vec![1000i16; 2 * 441], vec![0i32; 6 * 512]);
     let mut frame = [0.0; FRAME];
-    let (mut spent, mut taken) = (0, 0);
+    let (mut spent, mut taken, started) = (0, 0, Instant::now());
     for i in 0..10_000u32 {
         let before = count();
-        mic.feed(&input, |x| f32::from(x) / 32_768.0);
-        speaker.fill(&mut output, |x| (x * 2e9) as i32);
+        mic.feed(started.elapsed(), &input, |x| f32::from(x) / 32_768.0);
+        speaker.fill(started.elapsed(), &mut output, |x| (x * 2e9) as i32);
         // What an error callback does, with a full queue as well.
         let _ = alarms.enqueue(Alarm::Gone);
         spent += count() - before;
         // The program keeps up at first, and then is gone.
         while i < 5000 && frames.frame(&mut frame) {
             taken += 1;
-            if out.room() {
-                out.play(&frame);
+            if out.room(frames.heard_until()) {
+                out.play(&frame, frames.heard_until());
             }
         }
     }
@@ -86,7 +86,7 @@ fn a_stalled_program_blocks_no_callback() {
     let program = std::thread::spawn(move || {
         let mut frame = [0.0; FRAME];
         frames.frame(&mut frame);
-        out.play(&frame);
+        out.play(&frame, frames.heard_until());
         while !done.load(Relaxed) {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -97,8 +97,8 @@ fn a_stalled_program_blocks_no_callback() {
         let started = Instant::now();
         // A hundred seconds of audio, while the program takes nothing.
         for _ in 0..10_000 {
-            mic.feed(&input, |x| x);
-            speaker.fill(&mut output, |x| x);
+            mic.feed(started.elapsed(), &input, |x| x);
+            speaker.fill(started.elapsed(), &mut output, |x| x);
         }
         started.elapsed()
     });

@@ -201,6 +201,7 @@ impl<D: Duplex> Conversation<D> {
         let change = self.hearing.step(&microphone, &speaker);
         self.follow_playback(played);
         match change {
+            Some(Change::Suspected(since)) => self.input(Input::SpeechSuspected { since }),
             Some(Change::Began(since)) => self.input(Input::SpeechStarted { since }),
             Some(Change::Ended(at)) => {
                 self.voice_ended = at;

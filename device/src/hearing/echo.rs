@@ -22,10 +22,13 @@ pub struct Echo {
     processor: BlockProcessor,
     render: Block,
     capture: Block,
+    /// The microphone less what the filter expects of the echo, and nothing suppressed.
+    linear: Block,
     /// Samples that wait for a whole block, and those that are done.
     reference: Vec<f32>,
     microphone: Vec<f32>,
     clean: Vec<f32>,
+    open: Vec<f32>,
     /// The canceller wants no offset: state of the filter that takes it out.
     offset: (f32, f32),
 }
@@ -43,15 +46,18 @@ impl Echo {
             processor: BlockProcessor::new(EchoCanceller3Config::default(), SAMPLE_RATE as i32, 1, 1),
             render: Block::new(1, 1),
             capture: Block::new(1, 1),
+            linear: Block::new(1, 1),
             reference: Vec::with_capacity(FRAME + BLOCK),
             microphone: Vec::with_capacity(FRAME + BLOCK),
             clean: vec![0.0; LATE],
+            open: vec![0.0; LATE],
             offset: (0.0, 0.0),
         }
     }
 
-    /// A frame of the microphone without what was played. It comes [`Echo::delay`] samples late.
-    pub fn step(&mut self, microphone: &Frame, played: &Frame, clean: &mut Frame) {
+    /// A frame of the microphone without what was played, as `clean` with what is left of the echo suppressed (and much of a voice that
+    /// speaks at the same time), as `open` with no suppression. Both come [`Echo::delay`] samples late.
+    pub fn step(&mut self, microphone: &Frame, played: &Frame, clean: &mut Frame, open: &mut Frame) {
         self.reference.extend_from_slice(played);
         for sample in microphone {
             // First-order high pass at 30 Hz.
@@ -69,11 +75,15 @@ impl Echo {
                 *slot = sample * SCALE;
             }
             self.processor.buffer_render(&self.render);
-            self.processor.process_capture(false, saturated, None, &mut self.capture);
-            self.clean.extend(self.capture.view(0, 0).iter().map(|sample| (sample / SCALE).clamp(-1.0, 1.0)));
+            self.processor.process_capture(false, saturated, Some(&mut self.linear), &mut self.capture);
+            let unscaled = |sample: &f32| (sample / SCALE).clamp(-1.0, 1.0);
+            self.clean.extend(self.capture.view(0, 0).iter().map(unscaled));
+            self.open.extend(self.linear.view(0, 0).iter().map(unscaled));
         }
-        for (slot, sample) in clean.iter_mut().zip(self.clean.drain(..FRAME)) {
-            *slot = sample;
+        for (frame, done) in [(clean, &mut self.clean), (open, &mut self.open)] {
+            for (slot, sample) in frame.iter_mut().zip(done.drain(..FRAME)) {
+                *slot = sample;
+            }
         }
     }
 
@@ -108,7 +118,7 @@ mod tests {
         let mut echo = Echo::new();
         let mut past = std::collections::VecDeque::from(vec![0.0f32; 800]);
         let (mut smooth, mut energy_in, mut energy_out) = (0.0f32, 0.0f32, 0.0f32);
-        let mut clean = [0.0; FRAME];
+        let (mut clean, mut open) = ([0.0; FRAME], [0.0; FRAME]);
         for i in 0..600 {
             let loud = 0.4 * ((i as f32 * 0.2).sin() * 0.5 + 0.5);
             let mut played = [0.0; FRAME];
@@ -121,7 +131,7 @@ mod tests {
                 past.push_back(sample);
                 *mic = 0.5 * past.pop_front().unwrap_or(0.0);
             }
-            echo.step(&microphone, &played, &mut clean);
+            echo.step(&microphone, &played, &mut clean, &mut open);
             if i >= 400 {
                 energy_in += microphone.iter().map(|x| x * x).sum::<f32>();
                 energy_out += clean.iter().map(|x| x * x).sum::<f32>();
@@ -134,7 +144,7 @@ mod tests {
         let (mut before, mut after) = (0.0f32, 0.0f32);
         for i in 0..200 {
             let voice: Frame = std::array::from_fn(|n| 0.2 * ((i * FRAME + n) as f32 * 0.15).sin());
-            echo.step(&voice, &[0.0; FRAME], &mut clean);
+            echo.step(&voice, &[0.0; FRAME], &mut clean, &mut open);
             if i >= 100 {
                 before += voice.iter().map(|x| x * x).sum::<f32>();
                 after += clean.iter().map(|x| x * x).sum::<f32>();

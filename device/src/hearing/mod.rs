@@ -1,8 +1,8 @@
 //! From the microphone to "somebody speaks", and to what the model hears.
 //!
-//! While the program's own voice is in the room, the user's voice is looked for in the strongly cancelled signal, where the
-//! echo leaves nothing that could be taken for a voice. What the model hears is the untouched microphone as soon as the
-//! program is silent, because cancelling costs more than it brings there (`../shared/FINDINGS.md`, Echo); the cancelled one only while the echo lasts.
+//! The model hears the untouched microphone as soon as the program is silent, because cancelling costs more than it brings there
+//! (`../shared/FINDINGS.md`, Echo). While the program's voice or its echo is in the room, it hears the microphone less the echo that the
+//! canceller expects, and nothing suppressed: what suppression takes of the user's voice costs more than what is left of the echo.
 
 mod activity;
 mod echo;
@@ -12,7 +12,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-pub use activity::{Activity, ActivitySettings, Change};
+pub use activity::{Activity, ActivitySettings, Change, Heard, Own};
 pub use echo::Echo;
 
 use crate::audio::SAMPLE_RATE;
@@ -22,6 +22,8 @@ use crate::audio::live::{FRAME, FRAMES_PER_SECOND, Frame};
 const MEMORY: usize = 40;
 /// Frames after the last sound of the program until its echo is gone: device buffers, the way through the room, reverberation.
 const ECHO_TAIL: u32 = 45;
+/// Frames after it until the echo is too faint to be taken for a voice.
+const GONE: u32 = 20;
 /// Softer frames of the program are silence.
 const SILENT: f32 = 1e-4;
 
@@ -54,21 +56,23 @@ impl Hearing {
     pub fn step(&mut self, microphone: &Frame, played: &Frame) -> Option<Change> {
         let loud = played.iter().any(|sample| sample.abs() > SILENT);
         self.silent_for = if loud { 0 } else { self.silent_for.saturating_add(1) };
-        let mut clean = [0.0; FRAME];
-        self.echo.step(microphone, played, &mut clean);
+        let (mut clean, mut open) = ([0.0; FRAME], [0.0; FRAME]);
+        self.echo.step(microphone, played, &mut clean, &mut open);
         // The cancelled signal is half a block late; the microphone waits for it, so that changing over leaves no gap.
         let late = Echo::delay();
         let mut direct = [0.0; FRAME];
         direct[..late].copy_from_slice(&self.microphone_before[FRAME - late..]);
         direct[late..].copy_from_slice(&microphone[..FRAME - late]);
         self.microphone_before = *microphone;
-        let heard = if self.echoes() { &clean } else { &direct };
+        let echo = self.echoes();
+        let heard = if echo { &open } else { &direct };
         if self.memory.len() + FRAME > MEMORY * SAMPLE_RATE as usize {
             self.memory.drain(..FRAME);
         }
         self.memory.extend(heard);
         self.frames += 1;
-        self.activity.step(heard, &direct)
+        let own = if self.silent_for < GONE { Own::Speaks } else { Own::Fades };
+        self.activity.step(if echo { Heard { microphone: &direct, open: &open, clean: &clean, own } } else { Heard::direct(&direct) })
     }
 
     /// Is the program's own voice, or its echo, in the room?

@@ -45,6 +45,12 @@ pub enum State {
 pub enum Input {
     /// Nothing; time went on.
     Tick,
+    /// A voice is heard since `since` which may be the agent's own: reason to hold the answer, not to begin a question. [`Input::SpeechStarted`]
+    /// follows if it is the user's, else [`Input::SpeechEnded`].
+    SpeechSuspected {
+        /// When it began, as far as can be told.
+        since: Time,
+    },
     /// A voice is heard since `since`.
     SpeechStarted {
         /// When it began, as far as can be told.
@@ -122,6 +128,8 @@ pub struct Turns {
     entered: Time,
     /// Since when a voice is heard, and until when the last one was.
     voice: Option<Time>,
+    /// It may be the agent's own.
+    suspected: bool,
     silent_since: Time,
     /// The voice that is heard has been dealt with: it begins no question, but may still interrupt.
     spent: bool,
@@ -145,6 +153,7 @@ impl Turns {
             now,
             entered: now,
             voice: None,
+            suspected: false,
             silent_since: now,
             spent: false,
             question: now,
@@ -177,7 +186,13 @@ impl Turns {
         self.now = self.now.max(now);
         let mut actions = Actions::new();
         match input {
+            Input::SpeechSuspected { since } => {
+                if self.voice.is_none() {
+                    (self.voice, self.suspected) = (Some(since.min(self.now)), true);
+                }
+            }
             Input::SpeechStarted { since } => {
+                self.suspected = false;
                 if self.voice.is_none() {
                     self.voice = Some(since.min(self.now));
                 }
@@ -213,7 +228,7 @@ impl Turns {
                 // An answer without a sound: it never began.
                 State::Thinking | State::Speaking => self.enter(State::Idle),
                 // It ended as it was paused. Whoever speaks has the word.
-                State::Interrupted => match self.voice {
+                State::Interrupted => match self.users_voice() {
                     Some(since) => self.listen(since, &mut actions),
                     None => self.enter(State::Idle),
                 },
@@ -225,6 +240,11 @@ impl Turns {
         actions
     }
 
+    /// Since when the user's voice is heard; the agent's own does not count.
+    fn users_voice(&self) -> Option<Time> {
+        self.voice.filter(|_| !self.suspected)
+    }
+
     /// What the time that has passed, and the voice that is or is not heard, lead to.
     fn pass(&mut self, actions: &mut Actions) {
         let age = self.now.saturating_sub(self.entered);
@@ -234,7 +254,7 @@ impl Turns {
         let lasts = |limit: Duration| by_voice && voice.is_some_and(|voice| voice >= limit);
         match self.state {
             State::Idle => {
-                if let (Some(since), true) = (self.voice, by_voice && !self.spent) {
+                if let (Some(since), true) = (self.users_voice(), by_voice && !self.spent) {
                     self.listen(since, actions);
                 } else if age >= self.settings.idle.timeout && !self.forgotten {
                     self.forgotten = true;
@@ -243,7 +263,7 @@ impl Turns {
             }
             State::Listening => self.pass_listening(age, actions),
             State::Thinking => {
-                if lasts(self.settings.thinking.go_on) && !self.spent {
+                if lasts(self.settings.thinking.go_on) && !self.spent && !self.suspected {
                     let since = if self.read { self.now - voice.unwrap_or_default() } else { self.question };
                     let more = self.now.saturating_sub(since) < self.settings.listening.timeout;
                     // A question that is at its longest is answered as it is.
@@ -277,10 +297,10 @@ impl Turns {
                 let silence = self.now.saturating_sub(self.silent_since);
                 let late = age >= self.settings.interrupted.timeout;
                 self.timeouts.interrupted += u32::from(late);
-                if let (Some(since), true) = (self.voice, late || lasts(self.settings.interrupted.question_after)) {
+                if let (Some(since), true) = (self.users_voice(), late || lasts(self.settings.interrupted.question_after)) {
                     add(actions, Action::Cut);
                     self.listen(since, actions);
-                } else if self.voice.is_none() && (late || silence >= self.settings.interrupted.resume_after) {
+                } else if late || (self.voice.is_none() && silence >= self.settings.interrupted.resume_after) {
                     add(actions, Action::Resume);
                     self.enter(State::Speaking);
                 }
@@ -345,7 +365,8 @@ impl Turns {
     /// A question that began with a voice at `since`.
     fn listen(&mut self, since: Time, actions: &mut Actions) {
         self.voiced = Duration::ZERO;
-        self.begin(since.saturating_sub(self.settings.idle.before), actions);
+        let before = if self.state == State::Interrupted { self.settings.interrupted.before } else { self.settings.idle.before };
+        self.begin(since.saturating_sub(before), actions);
     }
 
     fn begin(&mut self, since: Time, actions: &mut Actions) {

@@ -113,6 +113,9 @@ pub struct Interrupted {
     /// Voice of this length (the pause included) is a question.
     #[serde(rename = "question_after_ms", deserialize_with = "milliseconds")]
     pub question_after: Duration,
+    /// Sound from before the voice was noticed that belongs to the question: less than in silence, because the agent spoke.
+    #[serde(rename = "before_ms", deserialize_with = "milliseconds")]
+    pub before: Duration,
     /// After a false alarm, silence of this length before the answer goes on.
     #[serde(rename = "resume_after_ms", deserialize_with = "milliseconds")]
     pub resume_after: Duration,
@@ -123,7 +126,12 @@ pub struct Interrupted {
 
 impl Default for Interrupted {
     fn default() -> Self {
-        Self { question_after: Duration::from_millis(340), resume_after: Duration::from_millis(400), timeout: Duration::from_secs(3) }
+        Self {
+            question_after: Duration::from_millis(340),
+            before: Duration::from_millis(250),
+            resume_after: Duration::from_millis(400),
+            timeout: Duration::from_secs(3),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use rand::Rng;
 use std::f32::consts::TAU;
+use std::sync::Arc;
 
 use super::wave::SAMPLE_RATE;
 
@@ -12,7 +13,7 @@ const RATE: f32 = SAMPLE_RATE as f32;
 pub struct Augment {
     /// Of a synthetic room (exponentially decaying noise, 0.1 to 0.5 s).
     pub reverb: f64,
-    /// Of noise (white, pink, brown, hum, babble, music-like) at `snr_db`.
+    /// Of noise (white, pink, brown, hum, babble, music-like, a crowd) at `snr_db`.
     pub noise: f64,
     pub snr_db: [f32; 2],
     /// Of a narrower band (low cut 80-400 Hz, high cut 2.8-7 kHz).
@@ -21,11 +22,48 @@ pub struct Augment {
     pub gain_db: f32,
     /// Up to this much silence before and after, seconds.
     pub silence: f32,
+    /// Other people's utterances: several at once are a quarter of the noises. None: there is no such noise.
+    pub crowd: Crowd,
+}
+
+/// Utterances for the noise of many people who talk at once; clones share them.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Crowd(Arc<Vec<Vec<f32>>>);
+
+impl Crowd {
+    /// Utterances that a crowd is drawn from: enough that nothing learns them by heart, few enough to hold in memory (16 MB).
+    pub const SIZE: usize = 128;
+
+    /// These utterances, 16 kHz; silent and empty ones are left out.
+    pub fn new(utterances: impl IntoIterator<Item = Vec<f32>>) -> Self {
+        let mut voices: Vec<Vec<f32>> = utterances.into_iter().filter(|samples| level(samples) > 0.0).collect();
+        for samples in &mut voices {
+            let scale = level(samples).sqrt().recip();
+            samples.iter_mut().for_each(|sample| *sample *= scale);
+        }
+        Self(Arc::new(voices))
+    }
+
+    /// Which of `count` utterances to take for it.
+    pub fn spread(count: usize) -> impl Iterator<Item = usize> {
+        (0..Self::SIZE.min(count)).map(move |i| i * count / Self::SIZE.min(count))
+    }
+
+    /// `length` samples of three to eight of them at once, each from somewhere and again from its beginning.
+    fn talk(&self, rng: &mut impl Rng, length: usize) -> Vec<f32> {
+        let mut sum = vec![0.0; length];
+        for _ in 0..rng.random_range(3..=8) {
+            let voice = &self.0[rng.random_range(0..self.0.len())];
+            let (start, height) = (rng.random_range(0..voice.len()), rng.random_range(0.4..1.0f32));
+            sum.iter_mut().zip(voice.iter().cycle().skip(start)).for_each(|(sum, sample)| *sum += height * sample);
+        }
+        sum
+    }
 }
 
 impl Default for Augment {
     fn default() -> Self {
-        Self { reverb: 0.35, noise: 0.65, snr_db: [3.0, 30.0], band: 0.25, gain_db: 8.0, silence: 0.4 }
+        Self { reverb: 0.35, noise: 0.65, snr_db: [3.0, 30.0], band: 0.25, gain_db: 8.0, silence: 0.4, crowd: Crowd::default() }
     }
 }
 
@@ -33,6 +71,11 @@ impl Augment {
     /// For networks that are to hear in noise: almost everything is noisy, most of it around 10 dB.
     pub fn harsh() -> Self {
         Self { noise: 0.9, snr_db: [0.0, 22.0], ..Self::default() }
+    }
+
+    /// The same among these people.
+    pub fn among(self, crowd: Crowd) -> Self {
+        Self { crowd, ..self }
     }
 
     /// Changes `samples` (16 kHz, ±1) in place; the length grows by the silence around it.
@@ -49,7 +92,7 @@ impl Augment {
         samples.extend(std::iter::repeat_n(0.0, after));
         if rng.random_bool(self.noise) {
             let snr_db = rng.random_range(self.snr_db[0]..=self.snr_db[1]);
-            add_noise(rng, samples, snr_db);
+            add_noise(rng, samples, snr_db, &self.crowd);
         } else {
             // no microphone is silent
             let floor = 10f32.powf(rng.random_range(-80.0..-55.0) / 20.0);
@@ -84,13 +127,16 @@ fn level(samples: &[f32]) -> f32 {
 }
 
 /// Adds noise of a random kind, `snr_db` below the level of the speech. Silence stays as it is.
-pub fn add_noise(rng: &mut impl Rng, samples: &mut [f32], snr_db: f32) {
+pub fn add_noise(rng: &mut impl Rng, samples: &mut [f32], snr_db: f32, crowd: &Crowd) {
     let speech = level(samples);
     if speech <= 0.0 {
         return;
     }
-    let kind = NOISES[rng.random_range(0..NOISES.len())];
-    let noise = noise(rng, kind, samples.len());
+    let crowds = if crowd.0.is_empty() { 0 } else { 2 };
+    let noise = match NOISES.get(rng.random_range(0..NOISES.len() + crowds)) {
+        Some(kind) => noise(rng, *kind, samples.len()),
+        None => unit_power(crowd.talk(rng, samples.len())),
+    };
     let gain = (speech * 10f32.powf(-snr_db / 10.0)).sqrt();
     samples.iter_mut().zip(noise).for_each(|(sample, noise)| *sample += gain * noise);
 }
@@ -98,7 +144,7 @@ pub fn add_noise(rng: &mut impl Rng, samples: &mut [f32], snr_db: f32) {
 /// `length` samples of noise with a mean square of 1.
 pub fn noise(rng: &mut impl Rng, kind: Noise, length: usize) -> Vec<f32> {
     let mut white = || rng.random_range(-1.0f32..1.0);
-    let mut samples: Vec<f32> = match kind {
+    let samples: Vec<f32> = match kind {
         Noise::White => (0..length).map(|_| white()).collect(),
         Noise::Pink => {
             // Paul Kellet's economy filter
@@ -137,7 +183,12 @@ pub fn noise(rng: &mut impl Rng, kind: Noise, length: usize) -> Vec<f32> {
         }),
         Noise::Music => music(rng, length),
     };
-    let power = samples.iter().map(|sample| sample * sample).sum::<f32>() / length.max(1) as f32;
+    unit_power(samples)
+}
+
+/// `samples` with a mean square of 1; silence stays as it is.
+fn unit_power(mut samples: Vec<f32>) -> Vec<f32> {
+    let power = samples.iter().map(|sample| sample * sample).sum::<f32>() / samples.len().max(1) as f32;
     if power > 0.0 {
         let scale = 1.0 / power.sqrt();
         samples.iter_mut().for_each(|sample| *sample *= scale);
@@ -276,10 +327,12 @@ mod tests {
     #[test]
     fn noise_has_the_asked_level() {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
-        for _ in 0..12 {
+        let crowd = Crowd::new([vec![0.0; 900], tone()[..7_000].to_vec(), Vec::new(), noise(&mut rng, Noise::Babble, 3_000)]);
+        assert_eq!(crowd.0.len(), 2);
+        for _ in 0..24 {
             let clean = tone();
             let mut noisy = clean.clone();
-            add_noise(&mut rng, &mut noisy, 10.0);
+            add_noise(&mut rng, &mut noisy, 10.0, &crowd);
             let error: f32 = clean.iter().zip(&noisy).map(|(clean, noisy)| (noisy - clean).powi(2)).sum::<f32>() / 16_000.0;
             let snr = 10.0 * (0.045 / error).log10();
             assert!((snr - 10.0).abs() < 0.3, "{snr}");

@@ -23,7 +23,7 @@ mod vocabulary;
 pub mod wave;
 
 pub use align::Word;
-pub use augment::Augment;
+pub use augment::{Augment, Crowd};
 pub use error::Error;
 pub use grammar::{Grammar, Sampled, Split, Turn};
 pub use lexicon::Lexicon;

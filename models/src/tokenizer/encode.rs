@@ -24,7 +24,7 @@ use super::data::Batch;
 use super::losses::mel_tensor;
 use super::network::Tokenizer;
 use crate::audio::{LogMel, SAMPLE_RATE};
-use crate::corpus::{self, Augment, Corpus, Split};
+use crate::corpus::{self, Augment, Corpus, Crowd, Split};
 use crate::train::checkpoint::{CheckpointError, write_atomically};
 use crate::train::step_rng;
 
@@ -136,11 +136,18 @@ pub fn encode_corpus(
         .collect();
     encoder.encode(replies, &output.join("replies"))?;
     encoder.encode(questions, &output.join("questions"))?;
+    let train = corpus.questions(Split::Train);
+    let crowd = if options.copies > 0 {
+        Crowd::spread(train.len()).map(|i| corpus.audio(&train[i])).collect::<Result<Vec<_>, _>>()?
+    } else {
+        Vec::new()
+    };
+    let crowd = Crowd::new(crowd);
     for copy in 1..=options.copies {
         // The clean encoding stands beside them: every second one, the first included, is noisier than most.
         let augment = if copy % 2 == 1 { Augment::harsh() } else { Augment::default() };
-        let augment = &augment;
-        let augmented = corpus.questions(Split::Train).iter().map(|q| {
+        let augment = &augment.among(crowd.clone());
+        let augmented = train.iter().map(|q| {
             let read = move || {
                 let mut audio = corpus.audio(q)?;
                 augment.apply(&mut step_rng(options.seed, id_hash(&q.id), copy as u64), &mut audio);

@@ -144,7 +144,12 @@ pub fn probe(checkpoint: &Path, corpus: &Corpus, options: Options, device: &Devi
             let mut audio = chunk.iter().map(|utterance| corpus.audio(utterance)).collect::<Result<Vec<_>, _>>()?;
             if let Some(snr_db) = snr_db {
                 for (i, samples) in audio.iter_mut().enumerate() {
-                    augment::add_noise(&mut step_rng(options.seed, (heard.len() + i) as u64, PROBE), samples, snr_db);
+                    augment::add_noise(
+                        &mut step_rng(options.seed, (heard.len() + i) as u64, PROBE),
+                        samples,
+                        snr_db,
+                        &augment::Crowd::default(),
+                    );
                 }
             }
             let targets = chunk.iter().map(|utterance| corpus.phones_of(&utterance.text)).collect();

@@ -25,7 +25,7 @@ use super::kmeans;
 use super::losses::{Lesson, gradients, mel_tensor};
 use super::network::Tokenizer;
 use crate::audio::LogMel;
-use crate::corpus::Augment;
+use crate::corpus::{Augment, Crowd};
 use crate::train::checkpoint::{self, Precision};
 use crate::train::{CommonArgs, Next, Optimizer, OptimizerConfig, Run, step_rng};
 
@@ -203,12 +203,13 @@ fn stage(
     if done >= steps {
         return Ok((model, true));
     }
+    let crowd = Crowd::new(Crowd::spread(train.len()).map(|index| train.audio(index)).collect::<Result<Vec<_>>>()?);
     let making = Making {
         seconds: config.batch_seconds,
         seed: config.seed.wrapping_add(order << 32),
         chunk: config.network.chunk,
         augmented: AUGMENTED,
-        augment,
+        augment: augment.among(crowd),
         clean: order > 0,
     };
     let dev = dev_batches(dev, config)?;

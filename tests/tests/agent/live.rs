@@ -27,15 +27,15 @@ const QUESTIONS: [&str; 12] = [
     "20-timers",
 ];
 
-fn nano() -> PathBuf {
+pub fn nano() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/pretrained/nano")
 }
 
-fn sample(name: &str) -> PathBuf {
+pub fn sample(name: &str) -> PathBuf {
     nano().join("samples").join(format!("{name}.wav"))
 }
 
-fn agent() -> Agent {
+pub fn agent() -> Agent {
     let bundle = Bundle::open(&nano().join("bundle")).expect("the shipped bundle");
     // Each turn for itself, so that file mode can be compared with.
     let settings = Settings { history_turns: 0, ..Settings::default() };
@@ -43,22 +43,22 @@ fn agent() -> Agent {
 }
 
 /// What file mode understands.
-fn in_file_mode(agent: &mut Agent, name: &str) -> String {
+pub fn in_file_mode(agent: &mut Agent, name: &str) -> String {
     let mut device = WavDevice::new(vec![sample(name)], Vec::new(), Pace::Fast, 30.0).expect("a sample");
     let capture = device.capture().expect("readable").expect("one question");
     agent.turn(&capture, &mut device, &mut |_: &Event| {}).expect("a turn").transcript
 }
 
 /// A conversation and what it told.
-struct Bench {
-    conversation: Conversation<SimDevice>,
-    turns: Vec<Turn>,
-    problems: Vec<String>,
-    states: Vec<State>,
+pub struct Bench {
+    pub conversation: Conversation<SimDevice>,
+    pub turns: Vec<Turn>,
+    pub problems: Vec<String>,
+    pub states: Vec<State>,
 }
 
 impl Bench {
-    fn new(room: Room) -> Self {
+    pub fn new(room: Room) -> Self {
         let device = SimDevice::new(room).expect("usual rates");
         let conversation = Conversation::new(device, Mind::here(agent()), LiveSettings::default(), Volume::default());
         let mut bench = Self { conversation, turns: Vec::new(), problems: Vec::new(), states: Vec::new() };
@@ -77,13 +77,13 @@ impl Bench {
         self.conversation.frame(&mut tell).expect("the simulation does not fail");
     }
 
-    fn run(&mut self, seconds: f64) {
+    pub fn run(&mut self, seconds: f64) {
         for _ in 0..(seconds * 100.0) as usize {
             self.frame();
         }
     }
 
-    fn until(&mut self, state: State, seconds: f64) -> f64 {
+    pub fn until(&mut self, state: State, seconds: f64) -> f64 {
         let started = self.conversation.device().now();
         while self.conversation.state() != state {
             self.frame();
@@ -93,8 +93,17 @@ impl Bench {
         self.conversation.device().now() - started
     }
 
+    /// Runs until the agent listens (true) or `seconds` have passed.
+    pub fn listens(&mut self, seconds: f64) -> bool {
+        let end = self.conversation.device().now() + seconds;
+        while self.conversation.state() != State::Listening && self.conversation.device().now() < end {
+            self.frame();
+        }
+        self.conversation.state() == State::Listening
+    }
+
     /// Runs until the agent answers (true) or has given up.
-    fn answers(&mut self, seconds: f64) -> bool {
+    pub fn answers(&mut self, seconds: f64) -> bool {
         let started = self.conversation.device().now();
         let mut asked = false;
         loop {
@@ -109,13 +118,13 @@ impl Bench {
         }
     }
 
-    fn say(&mut self, name: &str) {
+    pub fn say(&mut self, name: &str) {
         let voice = read_wav(&sample(name), 30.0).expect("a sample");
         self.conversation.device().say(&voice);
     }
 
-    /// Seconds from the first loud sample of the user to a speaker that is silent.
-    fn interrupt(&mut self, name: &str) -> f64 {
+    /// Seconds from the first loud sample of the user to a speaker that is silent; none if it speaks on.
+    pub fn interrupt(&mut self, name: &str) -> Option<f64> {
         let voice = read_wav(&sample(name), 30.0).expect("a sample");
         let onset = voice.chunks(160).position(|chunk| chunk.iter().any(|x| x.abs() > 0.03)).expect("it is not silent");
         self.conversation.device().say(&voice[onset * 160..]);
@@ -128,9 +137,11 @@ impl Bench {
             let now = self.conversation.device().now();
             // 150 ms of silence are not a pause between two words.
             if silent >= 15 {
-                return now - started - 0.15;
+                return Some(now - started - 0.15);
             }
-            assert!(now - started < 3.0, "it speaks on");
+            if now - started > 3.0 {
+                return None;
+            }
         }
     }
 }
@@ -149,7 +160,7 @@ fn a_conversation_in_a_room_that_echoes() {
             bench.say(name);
         }
         if !bench.answers(15.0) {
-            // What is said into an answer is heard through the canceller; it may be too little to be understood.
+            // What is said into an answer is heard among what is left of the echo; it may be too little to be understood.
             assert!(interrupted, "{name} was not answered");
             lost.push(*name);
             interrupted = false;
@@ -160,7 +171,7 @@ fn a_conversation_in_a_room_that_echoes() {
         if interrupted {
             bench.run(0.6);
             assert_eq!(bench.conversation.state(), State::Speaking, "the answer to {name} is long enough");
-            caught.push(bench.interrupt(QUESTIONS[i + 1]));
+            caught.push(bench.interrupt(QUESTIONS[i + 1]).expect("the agent stops"));
             bench.until(State::Listening, 1.0);
         } else {
             bench.until(State::Idle, 20.0);
@@ -179,13 +190,12 @@ fn a_conversation_in_a_room_that_echoes() {
     );
     assert_eq!(bench.turns.len(), QUESTIONS.len() - lost.len(), "the agent does not answer itself");
     assert!(lost.len() <= 1, "lost: {lost:?}");
-    // The bar is 200 ms, and it is not reached: the canceller suppresses the near voice too (0.20, 0.26 and 0.45 s were measured here).
-    assert!(caught.iter().all(|seconds| *seconds <= 0.5), "every interruption within half a second: {caught:.3?}");
+    assert!(caught.iter().all(|seconds| *seconds <= 0.2), "every interruption within 200 ms: {caught:.3?}");
     assert_eq!(bench.turns.iter().filter(|turn| turn.stopped == Stopped::Interrupted).count(), caught.len());
     assert_eq!(bench.conversation.timeouts(), Default::default(), "no state was left by its timeout");
     let right = expected.iter().filter(|expected| heard.contains(&expected.as_str())).count();
     println!("{right} of {} are understood as in file mode", QUESTIONS.len());
-    assert!(right + 4 >= QUESTIONS.len(), "{right} of {} are understood as in file mode: {heard:?} and {expected:?}", QUESTIONS.len());
+    assert!(right + 2 >= QUESTIONS.len(), "{right} of {} are understood as in file mode: {heard:?} and {expected:?}", QUESTIONS.len());
     assert_eq!(bench.conversation.state(), State::Idle);
 }
 

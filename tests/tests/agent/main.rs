@@ -7,6 +7,7 @@ mod engines;
 mod field;
 mod layers;
 mod live;
+mod long;
 mod resources;
 mod streaming;
 mod tools;

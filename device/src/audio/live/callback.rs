@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use heapless::mpmc;
 use ringbuf::traits::{Consumer, Observer, Producer};
 use ringbuf::{HeapCons, HeapProd};
 
+use super::clock::Track;
 use super::counters::Counters;
 
 /// Samples that are converted at a time.
@@ -33,17 +35,20 @@ pub type Alarms = Arc<mpmc::Queue<Alarm, 16>>;
 pub struct MicCallback {
     ring: HeapProd<f32>,
     channels: usize,
+    /// Samples of the stream so far.
+    position: u64,
+    track: Arc<Track>,
     counters: Arc<Counters>,
 }
 
 impl MicCallback {
     /// `channels` interleaved channels are averaged into `ring`.
-    pub fn new(ring: HeapProd<f32>, channels: usize, counters: Arc<Counters>) -> Self {
-        Self { ring, channels: channels.max(1), counters }
+    pub fn new(ring: HeapProd<f32>, channels: usize, track: Arc<Track>, counters: Arc<Counters>) -> Self {
+        Self { ring, channels: channels.max(1), position: 0, track, counters }
     }
 
-    /// Takes in interleaved samples. What does not fit into the ring is lost, and counted.
-    pub fn feed<T: Copy>(&mut self, data: &[T], convert: impl Fn(T) -> f32) {
+    /// Takes in interleaved samples, the last of which is from `now`. What does not fit into the ring is lost, and counted.
+    pub fn feed<T: Copy>(&mut self, now: Duration, data: &[T], convert: impl Fn(T) -> f32) {
         let share = 1.0 / self.channels as f32;
         let mut mono = [0.0; PIECE];
         let mut lost = 0;
@@ -56,6 +61,8 @@ impl MicCallback {
             }
             lost += count - self.ring.push_slice(&mono[..count]);
         }
+        self.position += (data.len() / self.channels) as u64;
+        self.track.note(now, self.position, lost);
         self.counters.captured.fetch_add((data.len() / self.channels) as u64, Relaxed);
         self.counters.dropped.fetch_add(lost as u64, Relaxed);
         self.counters.mic_high.fetch_max(self.ring.occupied_len() as u64, Relaxed);
@@ -66,6 +73,9 @@ impl MicCallback {
 pub struct SpeakerCallback {
     ring: HeapCons<f32>,
     channels: usize,
+    /// Samples of the stream so far.
+    position: u64,
+    track: Arc<Track>,
     counters: Arc<Counters>,
     /// The last sample, and how much of the fade is left; both for the moments when the ring is empty.
     last: f32,
@@ -74,12 +84,12 @@ pub struct SpeakerCallback {
 
 impl SpeakerCallback {
     /// Plays `ring` on `channels` interleaved channels.
-    pub fn new(ring: HeapCons<f32>, channels: usize, counters: Arc<Counters>) -> Self {
-        Self { ring, channels: channels.max(1), counters, last: 0.0, gain: 0.0 }
+    pub fn new(ring: HeapCons<f32>, channels: usize, track: Arc<Track>, counters: Arc<Counters>) -> Self {
+        Self { ring, channels: channels.max(1), position: 0, track, counters, last: 0.0, gain: 0.0 }
     }
 
-    /// Fills interleaved samples. What the ring does not have is silence, and counted.
-    pub fn fill<T: Copy>(&mut self, data: &mut [T], convert: impl Fn(f32) -> T) {
+    /// Fills interleaved samples, the first of which is asked for at `now`. What the ring does not have is silence, and counted.
+    pub fn fill<T: Copy>(&mut self, now: Duration, data: &mut [T], convert: impl Fn(f32) -> T) {
         let mut mono = [0.0; PIECE];
         let mut invented = 0;
         self.counters.speaker_high.fetch_max(self.ring.occupied_len() as u64, Relaxed);
@@ -101,6 +111,8 @@ impl SpeakerCallback {
                 frame.fill(convert(sample));
             }
         }
+        self.track.note(now, self.position, invented);
+        self.position += (data.len() / self.channels) as u64;
         self.counters.played.fetch_add((data.len() / self.channels) as u64, Relaxed);
         self.counters.invented.fetch_add(invented as u64, Relaxed);
     }
@@ -116,9 +128,9 @@ mod tests {
     fn channels_are_averaged_and_losses_counted() {
         let counters = Arc::new(Counters::default());
         let (producer, mut consumer) = HeapRb::new(1000).split();
-        let mut mic = MicCallback::new(producer, 2, counters.clone());
-        mic.feed(&[16384i16, 0].repeat(700), |x| f32::from(x) / 32768.0);
-        mic.feed(&[f32::NAN; 800], |x| x);
+        let mut mic = MicCallback::new(producer, 2, Track::new(48_000), counters.clone());
+        mic.feed(Duration::ZERO, &[16384i16, 0].repeat(700), |x| f32::from(x) / 32768.0);
+        mic.feed(Duration::ZERO, &[f32::NAN; 800], |x| x);
         let mut got = vec![0.0; 1000];
         assert_eq!(consumer.pop_slice(&mut got), 1000);
         assert!(got[..700].iter().all(|x| *x == 0.25) && got[700..].iter().all(|x| *x == 0.0));
@@ -130,10 +142,10 @@ mod tests {
     fn silence_is_made_up_and_counted_and_does_not_click() {
         let counters = Arc::new(Counters::default());
         let (mut producer, consumer) = HeapRb::new(2000).split();
-        let mut speaker = SpeakerCallback::new(consumer, 2, counters.clone());
+        let mut speaker = SpeakerCallback::new(consumer, 2, Track::new(48_000), counters.clone());
         producer.push_slice(&[0.5; 600]);
         let mut data = vec![9.0f32; 2000];
-        speaker.fill(&mut data, |x| x);
+        speaker.fill(Duration::ZERO, &mut data, |x| x);
         assert_eq!((data[400], data[401]), (0.5, 0.5), "both channels");
         assert!(data.windows(3).all(|w| (w[2] - w[0]).abs() < 0.1), "no step, neither up nor down");
         assert!(data[1999].abs() < 1e-3, "it is silent in the end");

@@ -6,14 +6,17 @@
 //! ```
 //! - [`callback`]: what runs in the audio thread: a ring, atomics, a buffer on the stack. It never waits and never allocates.
 //! - [`port`]: the program's side: resampling; the drift between the two clocks is steered out here.
+//! - [`clock`]: where each device is in its stream, by the times of its callbacks.
 //! - [`counters`]: what was lost or made up, by samples.
 //! - [`sim`]: two clocks, a room and stalls, all simulated. `hardware`: cpal.
 //!
-//! **The microphone is the clock.** For each frame of the microphone at most one frame is played, and the speaker's ring is
-//! kept at the same fill by an asynchronous resampler. So what was played stands in a fixed relation to what is heard, which
-//! is what an echo canceller needs, and both clocks may be off without a sample being dropped.
+//! **The microphone is the clock.** For each frame of the microphone at most one frame is played, and the time
+//! between a sample of the microphone and the sample of the speaker that goes with it is kept by an asynchronous resampler. So
+//! what was played stands in a fixed relation to what is heard, which is what an echo canceller needs, and both clocks may be
+//! off without a sample being dropped.
 
 pub mod callback;
+pub mod clock;
 pub mod counters;
 #[cfg(feature = "mic")]
 pub mod hardware;

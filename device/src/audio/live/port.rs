@@ -9,6 +9,7 @@ use rubato::audioadapter_buffers::direct::InterleavedSlice;
 use rubato::{Adjustable, Async, FixedAsync, Resampler, SincInterpolationParameters, WindowFunction};
 
 use super::callback::{MicCallback, SpeakerCallback};
+use super::clock::{Follower, Track};
 use super::counters::Counters;
 use super::{FRAME, FRAMES_PER_SECOND, Frame};
 use crate::audio::{AudioError, SAMPLE_RATE};
@@ -19,11 +20,11 @@ const MIC_SECONDS: usize = 4;
 const FILTER: usize = 64;
 /// The furthest that the playback rate is bent: 0.3 %, a twentieth of a semitone.
 const BEND: f64 = 0.003;
-/// Gains of the control of the ring's fill, per second and per second squared: critically damped, settles in half a minute.
-const PROPORTIONAL: f64 = 0.1;
+/// Gains of the control of the delay, per second and per second squared: critically damped, settles in some seconds.
+const PROPORTIONAL: f64 = 0.5;
 const INTEGRAL: f64 = PROPORTIONAL * PROPORTIONAL / 4.0;
-/// Seconds over which the fill is averaged: callbacks take it in steps.
-const AVERAGE: f64 = 0.5;
+/// Seconds of a frame.
+const STEP: f64 = FRAME as f64 / SAMPLE_RATE as f64;
 
 /// A resampler between the device's rate and 16 kHz.
 fn resampler(from: u32, to: u32, fixed: FixedAsync) -> Result<Async<f32>, AudioError> {
@@ -41,6 +42,9 @@ pub struct MicPort {
     /// None at 16 kHz.
     resampler: Option<Async<f32>>,
     waiting: Vec<f32>,
+    clock: Follower,
+    /// Samples taken out of the ring.
+    taken: u64,
 }
 
 impl MicPort {
@@ -52,7 +56,10 @@ impl MicPort {
         let resampler = if rate == SAMPLE_RATE { None } else { Some(resampler(rate, SAMPLE_RATE, FixedAsync::Output)?) };
         let (producer, ring) = HeapRb::new(rate as usize * MIC_SECONDS).split();
         let longest = resampler.as_ref().map_or(FRAME, Async::input_frames_max);
-        Ok((MicCallback::new(producer, channels, counters.clone()), Self { ring, rate, resampler, waiting: vec![0.0; longest] }))
+        let track = Track::new(rate);
+        let clock = Follower::new(track.clone());
+        let port = Self { ring, rate, resampler, waiting: vec![0.0; longest], clock, taken: 0 };
+        Ok((MicCallback::new(producer, channels, track, counters.clone()), port))
     }
 
     /// The next frame, if there is a whole one.
@@ -61,6 +68,8 @@ impl MicPort {
         if self.ring.occupied_len() < needed {
             return false;
         }
+        self.taken += needed as u64;
+        self.clock.follow();
         let Some(resampler) = &mut self.resampler else { return self.ring.pop_slice(frame) == FRAME };
         let samples = &mut self.waiting[..needed];
         self.ring.pop_slice(samples);
@@ -68,6 +77,11 @@ impl MicPort {
         let Ok(mut output) = InterleavedSlice::new_mut(&mut frame[..], 1, FRAME) else { return false };
         // Sizes are what the resampler asked for: it has no other reason to fail.
         resampler.process_into_buffer(&input, &mut output, None).is_ok()
+    }
+
+    /// When the last frame ended, in seconds since the program's beginning; none before the first callback.
+    pub fn heard_until(&self) -> Option<f64> {
+        self.clock.time_of(self.taken)
     }
 
     /// Seconds that wait in the ring.
@@ -84,14 +98,16 @@ pub struct SpeakerPort {
     made: Vec<f32>,
     /// Seconds that are put into the ring at the start.
     target: f64,
-    /// Seconds that the speaker takes at a time.
-    period: f64,
-    /// Seconds that the ring is kept at: what it held on average in the first second, as its user sees it between callbacks. Steering to a
-    /// figure of our own instead would let the delay creep, and the echo canceller run after it.
+    clock: Follower,
+    /// Samples put into the ring.
+    given: u64,
+    /// Seconds from the microphone's frame to the frame that is played with it, to be kept: what it was on average in the first second
+    /// that ran well. Steering to a figure of our own instead would let it creep, and the echo canceller run after it.
     kept: Option<f64>,
-    /// Frames played, and the sum of what waited before each, until `kept` is known.
+    /// Frames played, and the sum of their delays, until `kept` is known.
     begun: (u32, f64),
-    average: f64,
+    /// Samples that the speaker had made up when the last frame was played.
+    invented: u64,
     integral: f64,
     counters: Arc<Counters>,
 }
@@ -110,23 +126,13 @@ impl SpeakerPort {
             let _ = ring.try_push(0.0);
         }
         let made = vec![0.0; resampler.output_frames_max()];
-        let callback = SpeakerCallback::new(consumer, channels, counters.clone());
-        Ok((
-            callback,
-            Self {
-                ring,
-                rate,
-                resampler,
-                made,
-                target,
-                period: period as f64 / f64::from(rate),
-                kept: None,
-                begun: (0, 0.0),
-                average: target,
-                integral: 0.0,
-                counters: counters.clone(),
-            },
-        ))
+        let track = Track::new(rate);
+        let (clock, given) = (Follower::new(track.clone()), ring.occupied_len() as u64);
+        let counted = counters.clone();
+        let begun = (0, 0.0);
+        let port =
+            Self { ring, rate, resampler, made, target, clock, given, kept: None, begun, invented: 0, integral: 0.0, counters: counted };
+        Ok((SpeakerCallback::new(consumer, channels, track, counters.clone()), port))
     }
 
     /// Seconds that wait in the ring.
@@ -134,33 +140,51 @@ impl SpeakerPort {
         self.ring.occupied_len() as f64 / f64::from(self.rate)
     }
 
-    /// Is there room for a frame? After a stall the frames that come all at once must not make the delay longer: there is none until
-    /// the speaker has caught up.
-    pub fn room(&self) -> bool {
-        let most = self.kept.map_or(2.0 * self.target, |kept| kept + self.period + 0.005);
-        self.waiting() < most && self.ring.vacant_len() >= self.made.len()
+    /// Seconds from a frame of the microphone that ended at `heard` to the frame that would be played with it.
+    fn delay(&self, heard: Option<f64>) -> Option<f64> {
+        Some(self.clock.time_of(self.given)? - heard?)
     }
 
-    /// Puts a frame into the ring, and bends the rate so that the ring's fill comes back to its target.
-    pub fn play(&mut self, frame: &Frame) {
-        let step = FRAME as f64 / f64::from(SAMPLE_RATE);
-        let waiting = self.waiting();
-        let error = match self.kept {
-            Some(kept) => {
-                self.average += (waiting - self.average) * step / AVERAGE;
-                (self.average - kept).clamp(-0.03, 0.03)
+    /// Is there room for the frame that goes with the microphone's that ended at `heard`? After a stall the frames that come all at
+    /// once must not make the delay longer: there is none until the speaker has caught up.
+    pub fn room(&self, heard: Option<f64>) -> bool {
+        let room = match (self.kept, self.delay(heard)) {
+            // After silence that the speaker made up, the first frame that is not too late.
+            (Some(kept), Some(delay)) => delay <= kept + if self.stalled() { 0.0 } else { 0.6 * STEP },
+            _ => self.waiting() < 2.0 * self.target,
+        };
+        room && self.ring.vacant_len() >= 2 * self.made.len()
+    }
+
+    /// Has the speaker made up silence since the last frame?
+    fn stalled(&self) -> bool {
+        self.clock.astray() != self.invented
+    }
+
+    /// Puts a frame into the ring, and bends the rate so that the delay from `heard`, the end of the microphone's frame, stays as it is.
+    pub fn play(&mut self, frame: &Frame, heard: Option<f64>) {
+        self.clock.follow();
+        let stalled = self.stalled();
+        self.invented = self.clock.astray();
+        let error = match (self.kept, self.delay(heard)) {
+            (Some(kept), Some(delay)) if stalled => {
+                // It was silent anyway: a little more silence, and the delay is what it was, to the sample.
+                let missing = ((kept - delay).clamp(0.0, STEP) * f64::from(self.rate)).round() as usize;
+                self.given += self.ring.push_iter(std::iter::repeat_n(0.0, missing)) as u64;
+                0.0
             }
-            None => {
-                self.begun = (self.begun.0 + 1, self.begun.1 + waiting);
+            (Some(kept), Some(delay)) => (delay - kept).clamp(-0.03, 0.03),
+            (None, Some(delay)) => {
+                self.begun = if stalled { (0, 0.0) } else { (self.begun.0 + 1, self.begun.1 + delay) };
                 if self.begun.0 == FRAMES_PER_SECOND {
-                    self.average = self.begun.1 / f64::from(FRAMES_PER_SECOND);
-                    self.kept = Some(self.average);
+                    self.kept = Some(self.begun.1 / f64::from(FRAMES_PER_SECOND));
                 }
                 0.0
             }
+            (_, None) => 0.0,
         };
-        self.integral = (self.integral + error * INTEGRAL * step).clamp(-BEND, BEND);
-        // Too full: make fewer samples.
+        self.integral = (self.integral + error * INTEGRAL * STEP).clamp(-BEND, BEND);
+        // Too late: make fewer samples.
         let bend = 1.0 - (error * PROPORTIONAL + self.integral).clamp(-BEND, BEND);
         let _ = self.resampler.set_resample_ratio_relative(bend, true);
         self.counters.drift.store((-self.integral * 1e9) as i64, Relaxed);
@@ -168,7 +192,7 @@ impl SpeakerPort {
         let room = self.made.len();
         let Ok(mut output) = InterleavedSlice::new_mut(&mut self.made, 1, room) else { return };
         if let Ok((_, made)) = self.resampler.process_into_buffer(&input, &mut output, None) {
-            self.ring.push_slice(&self.made[..made]);
+            self.given += self.ring.push_slice(&self.made[..made]) as u64;
         }
     }
 }
@@ -177,6 +201,7 @@ impl SpeakerPort {
 mod tests {
     use super::*;
     use std::f32::consts::TAU;
+    use std::time::Duration;
 
     /// A tone goes through a microphone of any rate and comes out as the same tone.
     #[test]
@@ -187,7 +212,7 @@ mod tests {
             let tone: Vec<f32> = (0..rate).map(|i| 0.5 * (TAU * 440.0 * i as f32 / rate as f32).sin()).collect();
             let (mut frame, mut out) = ([0.0; FRAME], Vec::new());
             for period in tone.chunks(rate as usize / 77) {
-                callback.feed(period, |x| x);
+                callback.feed(Duration::ZERO, period, |x| x);
                 while port.frame(&mut frame) {
                     out.extend_from_slice(&frame);
                 }
@@ -198,27 +223,32 @@ mod tests {
         }
     }
 
-    /// A speaker whose clock is 300 ppm off is followed: after two minutes the fill is where it should be and nothing was made up.
+    /// A speaker whose clock is 300 ppm off is followed, by callbacks that come late by chance: after two minutes the delay is what it
+    /// was in the first second, to what the average of a second is behind a clock that drifts, and nothing was made up.
     #[test]
     fn drift_is_steered_out() {
         for ppm in [-300.0, 0.0, 300.0] {
             let counters = Arc::new(Counters::default());
             let (mut callback, mut port) = SpeakerPort::new(48_000, 1, 480, &counters).expect("a usual rate");
-            let (mut taken, mut data) = (0.0, [0.0f32; 480]);
+            let (mut taken, mut data, mut late) = (0.0, [0.0f32; 480], 1u32);
             for i in 0..12_000 {
-                assert!(port.room());
-                port.play(&[0.1; FRAME]);
-                let due = f64::from(i + 1) * 480.0 * (1.0 + ppm / 1e6);
-                while taken + 480.0 <= due {
-                    callback.fill(&mut data, |x| x);
+                let heard = f64::from(i) * STEP;
+                assert!(port.room(Some(heard)), "{ppm} ppm, frame {i}");
+                port.play(&[0.1; FRAME], Some(heard));
+                while taken + 480.0 <= f64::from(i + 1) * 480.0 * (1.0 + ppm / 1e6) {
+                    late = late.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    let now = taken / 48_000.0 / (1.0 + ppm / 1e6) + f64::from(late >> 16) / 65_536.0 * 0.001;
+                    callback.fill(Duration::from_secs_f64(now), &mut data, |x| x);
                     taken += 480.0;
                 }
             }
             let counts = counters.read();
             assert_eq!(counts.invented, 0, "{ppm} ppm");
-            assert!((counts.drift_ppm - ppm).abs() < 60.0, "{ppm} ppm measured as {}", counts.drift_ppm);
-            let kept = port.kept.expect("two minutes have passed");
-            assert!((port.average - kept).abs() < 0.003, "{ppm} ppm: fill {} to be kept at {kept}", port.average);
+            assert!((counts.drift_ppm - ppm).abs() < 15.0, "{ppm} ppm measured as {}", counts.drift_ppm);
+            // By the true clock of the speaker, half of the lateness of its callbacks added.
+            let (kept, truth) = (port.kept.expect("two minutes have passed"), port.given as f64 / 48_000.0 / (1.0 + ppm / 1e6) + 0.0005);
+            let delay = truth - 11_999.0 * STEP - STEP;
+            assert!((delay - kept).abs() < 4e-4, "{ppm} ppm: delay {delay} to be kept at {kept}");
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::callback::{MicCallback, SpeakerCallback};
 use super::counters::{Counters, Counts};
@@ -30,6 +31,8 @@ pub struct Room {
     pub delay: f64,
     /// Level of the noise in dB below full scale.
     pub noise_dbfs: f64,
+    /// Seconds by which a callback may come late.
+    pub jitter: f64,
     /// Mean seconds between two stalls of the program; none if infinite.
     pub stall_every: f64,
     /// The longest stall in seconds.
@@ -47,6 +50,7 @@ impl Default for Room {
             reverberation: 0.25,
             delay: 0.03,
             noise_dbfs: -65.0,
+            jitter: 0.001,
             stall_every: 20.0,
             stall_longest: 0.2,
         }
@@ -148,13 +152,19 @@ impl SimDevice {
     fn speaker_period(&mut self) {
         let frames = (f64::from(self.room.speaker_rate) * PERIOD) as usize;
         let mut data = vec![0.0f32; frames * 2];
-        self.speaker_callback.fill(&mut data, |x| x);
+        let now = self.late(self.speaker_periods as f64 * PERIOD / (1.0 + self.room.drift_ppm / 1e6));
+        self.speaker_callback.fill(now, &mut data, |x| x);
         for frame in data.chunks_exact(2) {
             self.loudness.0 += f64::from(frame[0]).powi(2);
             self.loudness.1 += 1;
             self.played.push_back(frame[0]);
         }
         self.speaker_periods += 1;
+    }
+
+    /// The time that a callback sees which is due at `seconds`.
+    fn late(&mut self, seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds + self.random.uniform().abs() * self.room.jitter)
     }
 
     fn mic_period(&mut self) {
@@ -175,14 +185,16 @@ impl SimDevice {
             }
             self.last = sample;
         }
-        self.mic_callback.feed(&data, |x| x);
         self.mic_periods += 1;
+        let now = self.late(self.now());
+        self.mic_callback.feed(now, &data, |x| x);
     }
 
     /// The echo at sample `position` of the microphone (16 kHz).
     fn hear(&mut self, position: u64) -> f32 {
-        // On the speaker's clock, which runs faster or slower.
-        let at = position as f64 / f64::from(SAMPLE_RATE) * f64::from(self.room.speaker_rate) * (1.0 + self.room.drift_ppm / 1e6);
+        // On the speaker's clock, which runs faster or slower, and a period after the callback: what is heard has been asked for.
+        let seconds = position as f64 / f64::from(SAMPLE_RATE) * (1.0 + self.room.drift_ppm / 1e6);
+        let at = ((seconds - 1.5 * PERIOD) * f64::from(self.room.speaker_rate)).max(0.0);
         let index = at as u64;
         let part = (at - index as f64) as f32;
         while self.played_from < index && !self.played.is_empty() {
@@ -233,11 +245,11 @@ impl Duplex for SimDevice {
     }
 
     fn room(&self) -> bool {
-        self.speaker.room()
+        self.speaker.room(self.mic.heard_until())
     }
 
     fn play(&mut self, speaker: &Frame) {
-        self.speaker.play(speaker);
+        self.speaker.play(speaker, self.mic.heard_until());
     }
 
     fn latency(&self) -> f64 {

@@ -113,12 +113,12 @@ impl Duplex for LiveDevice {
     }
 
     fn room(&self) -> bool {
-        self.streams.as_ref().is_some_and(|streams| streams.speaker.room())
+        self.streams.as_ref().is_some_and(|streams| streams.speaker.room(streams.mic.heard_until()))
     }
 
     fn play(&mut self, speaker: &Frame) {
         if let Some(streams) = &mut self.streams {
-            streams.speaker.play(speaker);
+            streams.speaker.play(speaker, streams.mic.heard_until());
         }
     }
 
@@ -137,6 +137,7 @@ impl Duplex for LiveDevice {
 
 fn open(wish: &Wish, counters: &Arc<Counters>, alarms: &Alarms) -> Result<Streams, AudioError> {
     let host = host(wish)?;
+    let epoch = Instant::now();
     let (mic_device, _) = choose(&host, wish, true)?;
     let (speaker_device, _) = choose(&host, wish, false)?;
     let unusable = |what: &str, device: &Device| AudioError::Device {
@@ -148,14 +149,14 @@ fn open(wish: &Wish, counters: &Arc<Counters>, alarms: &Alarms) -> Result<Stream
     let (mic_stream, mic) = first(&PERIODS, |periods| {
         let config = sized(&mic_config, *periods);
         let (callback, port) = MicPort::new(config.sample_rate, config.channels.into(), counters)?;
-        let stream = mic_stream(&mic_device, config, mic_format, callback, error_callback(counters, alarms))?;
+        let stream = mic_stream(&mic_device, config, mic_format, (callback, epoch), error_callback(counters, alarms))?;
         Ok((stream, port))
     })?;
     let (speaker_stream, speaker) = first(&PERIODS, |periods| {
         let config = sized(&speaker_config, *periods);
         let period = config.sample_rate / periods;
         let (callback, port) = SpeakerPort::new(config.sample_rate, config.channels.into(), period as usize, counters)?;
-        let stream = speaker_stream(&speaker_device, config, speaker_format, callback, error_callback(counters, alarms))?;
+        let stream = speaker_stream(&speaker_device, config, speaker_format, (callback, epoch), error_callback(counters, alarms))?;
         Ok((stream, port))
     })?;
     for stream in [&mic_stream, &speaker_stream] {

@@ -1,5 +1,7 @@
 //! Streams of every sample format.
 
+use std::time::Instant;
+
 use cpal::traits::DeviceTrait;
 use cpal::{Device, FromSample, Sample, SampleFormat, SizedSample, Stream, StreamConfig};
 
@@ -30,19 +32,19 @@ pub(super) fn mic_stream(
     device: &Device,
     config: StreamConfig,
     format: SampleFormat,
-    callback: MicCallback,
+    callback: (MicCallback, Instant),
     errors: impl FnMut(cpal::Error) + Send + 'static,
 ) -> Result<Stream, AudioError> {
     fn make<T: SizedSample>(
         device: &Device,
         config: StreamConfig,
-        mut callback: MicCallback,
+        (mut callback, epoch): (MicCallback, Instant),
         errors: impl FnMut(cpal::Error) + Send + 'static,
     ) -> Result<Stream, AudioError>
     where
         f32: FromSample<T>,
     {
-        let data = move |data: &[T], _: &_| callback.feed(data, |sample| f32::from_sample(sample));
+        let data = move |data: &[T], _: &_| callback.feed(epoch.elapsed(), data, |sample| f32::from_sample(sample));
         device.build_input_stream(config, data, errors, None).map_err(|e| failed("cannot open the microphone", &e))
     }
     by_format!(format, make(device, config, callback, errors))
@@ -52,16 +54,16 @@ pub(super) fn speaker_stream(
     device: &Device,
     config: StreamConfig,
     format: SampleFormat,
-    callback: SpeakerCallback,
+    callback: (SpeakerCallback, Instant),
     errors: impl FnMut(cpal::Error) + Send + 'static,
 ) -> Result<Stream, AudioError> {
     fn make<T: SizedSample + FromSample<f32>>(
         device: &Device,
         config: StreamConfig,
-        mut callback: SpeakerCallback,
+        (mut callback, epoch): (SpeakerCallback, Instant),
         errors: impl FnMut(cpal::Error) + Send + 'static,
     ) -> Result<Stream, AudioError> {
-        let data = move |data: &mut [T], _: &_| callback.fill(data, |sample| T::from_sample(sample));
+        let data = move |data: &mut [T], _: &_| callback.fill(epoch.elapsed(), data, |sample| T::from_sample(sample));
         device.build_output_stream(config, data, errors, None).map_err(|e| failed("cannot open the speaker", &e))
     }
     by_format!(format, make(device, config, callback, errors))

@@ -1,0 +1,214 @@
+//! Days of conversation in an hour: the scripted conversation of the simulated device, as long as asked for.
+//!
+//! ```text
+//! SA_LONG_MINUTES=60 cargo test --workspace --test agent -- --ignored --nocapture long::
+//! ```
+//! Questions in random order with random pauses, into some answers the next question, now and then a door. It prints what was
+//! measured, and fails where a state got stuck, the agent answered itself, an interruption came late or memory grew.
+
+use std::collections::VecDeque;
+
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use sa_device::audio::live::{Duplex, Room};
+use sa_device::turns::State;
+
+use super::live::{Bench, agent, in_file_mode, nano};
+
+/// What interruption is late, in seconds.
+const LATE: f64 = 0.2;
+/// By how many percentage points live may be worse than file mode.
+const WORSE: f64 = 3.0;
+/// By how much memory may grow after the first ten minutes, in MB.
+const GROWTH: f64 = 2.0;
+
+/// A sample question that can be understood by itself.
+struct Question {
+    name: String,
+    text: String,
+    in_file_mode: String,
+}
+
+fn questions() -> Vec<Question> {
+    let mut agent = agent();
+    let listing = std::fs::read_to_string(nano().join("samples/samples.jsonl")).expect("the list of samples");
+    let rows = listing.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    // Without those whose answer, and so the whole course of the conversation, depends on the clock of this computer.
+    rows.filter(|row| !["nonspeech", "time", "date"].iter().any(|category| row["category"] == *category))
+        .map(|row| {
+            let field = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
+            let name = field("wav").trim_end_matches(".wav").to_owned();
+            let in_file_mode = in_file_mode(&mut agent, &name);
+            Question { name, text: field("text"), in_file_mode }
+        })
+        .collect()
+}
+
+/// Memory of this process that is not shared or swapped, in MB.
+fn memory() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    let pages: f64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("pages");
+    pages * 4096.0 / 1e6
+}
+
+#[derive(Default)]
+struct Tally {
+    asked: usize,
+    answered: usize,
+    /// Turns that the agent counts.
+    turns: usize,
+    right: usize,
+    right_in_file_mode: usize,
+    /// Questions said into an answer, and those of them that were understood.
+    into: usize,
+    into_right: usize,
+    into_right_in_file_mode: usize,
+    caught: Vec<f64>,
+    /// Questions into an answer that paused it at most.
+    missed: Vec<String>,
+    doors: usize,
+    /// Times that an answer was held although nobody spoke.
+    held: usize,
+    /// Turns that nobody asked for.
+    unasked: usize,
+}
+
+impl Tally {
+    fn count(&mut self, question: &Question, into: bool, heard: &str) {
+        let (right, in_file_mode) = (usize::from(heard == question.text), usize::from(question.in_file_mode == question.text));
+        if right < in_file_mode {
+            println!("  {:?} was heard as {heard:?}{}", question.text, if into { ", into an answer" } else { "" });
+        }
+        if into {
+            self.into += 1;
+            self.into_right += right;
+            self.into_right_in_file_mode += in_file_mode;
+        } else {
+            self.right += right;
+            self.right_in_file_mode += in_file_mode;
+        }
+    }
+}
+
+#[test]
+#[ignore = "takes minutes; see the module"]
+fn a_long_conversation() {
+    let minutes: f64 = std::env::var("SA_LONG_MINUTES").map_or(60.0, |text| text.parse().expect("minutes"));
+    let questions = questions();
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(20);
+    let mut bench = Bench::new(Room { seed: 20, ..Room::default() });
+    let mut tally = Tally::default();
+    let (started, mut early, mut reported) = (std::time::Instant::now(), None, 0);
+    let mut next: Option<&Question> = None;
+    // Questions that were answered, until their turns are settled: an interrupted one is when the next begins.
+    let mut open: VecDeque<(&Question, bool)> = VecDeque::new();
+    while bench.conversation.device().now() < minutes * 60.0 {
+        let into = next.is_some();
+        let question = next.take().unwrap_or_else(|| {
+            let question = questions.choose(&mut rng).expect("there are some");
+            bench.say(&question.name);
+            question
+        });
+        tally.asked += 1;
+        let answered = bench.answers(20.0);
+        let mut sound = false;
+        if answered {
+            tally.answered += 1;
+            open.push_back((question, into));
+        } else {
+            tally.count(question, into, "");
+        }
+        if answered && rng.random_bool(0.3) {
+            let wait = rng.random_range(0.3..0.9);
+            bench.run(wait);
+            if bench.conversation.state() == State::Speaking {
+                sound = true;
+                let other = questions.choose(&mut rng).expect("there are some");
+                let seconds = bench.interrupt(&other.name);
+                if let (Some(seconds), true) = (seconds, bench.listens(1.0)) {
+                    tally.caught.push(seconds);
+                    next = Some(other);
+                } else {
+                    tally.missed.push(other.name.clone());
+                }
+            }
+        } else if answered && rng.random_bool(0.1) {
+            tally.doors += 1;
+            sound = true;
+            let loudness = rng.random_range(0.1..0.6f32);
+            let door: Vec<f32> = (0..4000).map(|i| loudness * rng.random_range(-1.0..1.0f32) * (-(i as f32) / 800.0).exp()).collect();
+            bench.conversation.device().say(&door);
+        }
+        if next.is_none() {
+            bench.until(State::Idle, 30.0);
+            let pause = rng.random_range(0.8..5.0);
+            bench.run(pause);
+        }
+        for turn in std::mem::take(&mut bench.turns) {
+            tally.turns += 1;
+            let Some((question, into)) = open.pop_front() else {
+                tally.unasked += 1;
+                println!("  nobody said {:?}, {:.1} s; {:?}", turn.transcript, bench.conversation.device().now(), bench.states);
+                continue;
+            };
+            tally.count(question, into, &turn.transcript);
+        }
+        tally.held += bench.states.iter().filter(|state| **state == State::Interrupted).count().saturating_sub(usize::from(sound));
+        bench.states.clear();
+        let now = bench.conversation.device().now();
+        if early.is_none() && now >= 600.0 {
+            early = Some(memory());
+        }
+        if now as u64 / 600 > reported {
+            reported = now as u64 / 600;
+            println!(
+                "{:.0} min simulated in {:.0} s, {} questions, {:.1} MB",
+                now / 60.0,
+                started.elapsed().as_secs_f64(),
+                tally.asked,
+                memory()
+            );
+        }
+    }
+    let simulated = bench.conversation.device().now();
+    let speed = simulated / started.elapsed().as_secs_f64();
+    let percent = |part: usize, whole: usize| 100.0 * part as f64 / whole.max(1) as f64;
+    tally.caught.sort_by(f64::total_cmp);
+    let caught = |share: f64| tally.caught.get((share * (tally.caught.len().max(1) - 1) as f64) as usize).copied().unwrap_or_default();
+    let grown = early.map(|early| memory() - early);
+    println!(
+        "{:.0} min at {speed:.1} times real time; {} questions, {} answered, {} turns, {} doors, {} answers held for nothing",
+        simulated / 60.0,
+        tally.asked,
+        tally.answered,
+        tally.turns,
+        tally.doors,
+        tally.held
+    );
+    let (plain, into) = (tally.asked - tally.into, tally.into);
+    println!(
+        "understood: {:.1} % of {plain} (file mode {:.1} %), into an answer {:.1} % of {into} (file mode {:.1} %)",
+        percent(tally.right, plain),
+        percent(tally.right_in_file_mode, plain),
+        percent(tally.into_right, into),
+        percent(tally.into_right_in_file_mode, into)
+    );
+    let in_time = tally.caught.iter().filter(|seconds| **seconds <= LATE).count();
+    println!(
+        "barge-in: {} times, median {:.3} s, 90 % {:.3} s, slowest {:.3} s; {in_time} within {LATE} s; missed {:?}",
+        tally.caught.len(),
+        caught(0.5),
+        caught(0.9),
+        caught(1.0),
+        tally.missed
+    );
+    println!("memory since the tenth minute: {grown:?} MB; {:?}", Duplex::counts(bench.conversation.device()));
+    println!("{:?}; {} problems told, the last: {:?}", bench.conversation.timeouts(), bench.problems.len(), bench.problems.last());
+    assert_eq!(bench.conversation.timeouts(), Default::default(), "no state was left by its timeout");
+    assert!(tally.held * 50 <= tally.answered, "{} answers were held although nobody spoke", tally.held);
+    assert_eq!(tally.unasked, 0, "turns that nobody asked for");
+    assert!(percent(tally.right, plain) + WORSE >= percent(tally.right_in_file_mode, plain));
+    assert!(grown.is_none_or(|grown| grown <= GROWTH), "memory grew by {grown:?} MB");
+    assert!(tally.missed.is_empty(), "{} interruptions were missed", tally.missed.len());
+    assert!(in_time == tally.caught.len(), "{in_time} of {} interruptions in time", tally.caught.len());
+}
