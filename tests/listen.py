@@ -6,7 +6,7 @@
 There is no sound card here, so two null sinks of a PulseAudio of its own stand for microphone and speaker. Sound may be lost
 under load (the machine is shared), so the conversation may be tried three times; what counts is whether it can be had at all.
 Right means: each question becomes one turn, most of them with the words that were said; the agent does not answer itself; its
-speech is in the recording, and the judge understands it.
+speech is in the recording, and the judge understands it. Then `sa-agent doctor` finds the echo between the same two sinks.
 """
 
 import argparse
@@ -38,8 +38,8 @@ def wait_for(what, seconds, ready):
     raise Failed(f"{what} did not happen within {seconds} s")
 
 
-def pulse(folder):
-    """A PulseAudio server of its own with the two null sinks; the environment in which its clients find it."""
+def pulse(folder, *more):
+    """A PulseAudio server of its own with the two null sinks and `more` modules; the environment in which its clients find it."""
     socket = os.path.join(folder, "pulse.sock")
     home = {"HOME": folder, "XDG_RUNTIME_DIR": folder, "PULSE_SERVER": f"unix:{socket}"}
     environment = {**os.environ, **home}
@@ -47,6 +47,8 @@ def pulse(folder):
     command += ["-L", f"module-native-protocol-unix socket={socket} auth-anonymous=1"]
     command += ["-L", "module-null-sink sink_name=vmic rate=16000 channels=1 norewinds=1"]
     command += ["-L", "module-null-sink sink_name=vspeaker rate=48000 channels=2 norewinds=1"]
+    for module in more:
+        command += ["-L", module]
     with open(os.path.join(folder, "pulse.log"), "w", encoding="utf-8") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
@@ -140,6 +142,29 @@ def check(args, folder):
         raise Failed("what it said is not understood")
 
 
+def examine(args, folder):
+    """`sa-agent doctor` in a room that echoes: what the speaker plays comes back to the microphone."""
+    server, environment = pulse(folder, "module-loopback source=vspeaker.monitor sink=vmic latency_msec=60")
+    path = os.path.join(folder, "report.json")
+    command = [args.agent, "doctor", "--bundle", args.bundle, "--microphone", "alsa:pulse", "--speaker", "alsa:pulse", "--report", path]
+    try:
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    finally:
+        server.terminate()
+        server.wait()
+    print(run.stdout)
+    # A silent null sink is a muted microphone, which is a problem: 1.
+    if run.returncode != 1 or not os.path.exists(path):
+        raise Failed(f"doctor ended with {run.returncode}: {run.stderr[-500:]}")
+    with open(path, encoding="utf-8") as file:
+        report = json.load(file)
+    sound, speeds = report["sound"], [stage["stage"] for stage in report["stages"]["stages"]]
+    if not sound["delays_ms"] or not 30 < min(sound["delays_ms"]) < 300 or not -15 < sound["echo_db"] < 6:
+        raise Failed(f"the echo was not measured: {sound}")
+    if speeds != ["tokenizer", "lm", "head", "decoder"] or not report["opened"]:
+        raise Failed(f"the report is not complete: {report}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("agent", "bundle", "samples", "scratch"):
@@ -153,6 +178,7 @@ def main():
         os.makedirs(folder)
         try:
             check(args, folder)
+            examine(args, folder)
             print(f"listen: a conversation of {len(QUESTIONS)} turns over PulseAudio (attempt {attempt})")
             return 0
         except Failed as failure:

@@ -18,6 +18,7 @@
 //! | [`hearing`] | echo cancellation, voice activity |
 //! | [`turns`] | who speaks when |
 //! | [`field`] | the log of what happened, and its replay |
+//! | [`doctor`] | what is wrong with a machine, and what to do about it |
 //! | [`events`] | the conversation told to other programs: hooks, a socket |
 //!
 //! Nothing here depends on training code.
@@ -25,6 +26,7 @@
 pub mod audio;
 pub mod bundle;
 pub mod conversation;
+pub mod doctor;
 pub mod engine;
 pub mod events;
 pub mod field;

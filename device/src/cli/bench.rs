@@ -9,7 +9,7 @@ use sa_device::bundle::Bundle;
 use sa_device::stage::{Decoder, Lm, LmInput, Tokenizer};
 use serde::Serialize;
 
-use super::settings::Common;
+use super::settings::{Common, File};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -24,28 +24,33 @@ pub struct Args {
 }
 
 #[derive(Serialize)]
-struct Row {
-    stage: &'static str,
+pub struct Row {
+    pub stage: &'static str,
     runs: u64,
     /// Mean time of one run.
     ms_per_run: f64,
     /// Computing time over time of speech.
-    real_time_factor: f64,
+    pub real_time_factor: f64,
 }
 
 #[derive(Serialize)]
-struct Report {
+pub struct Report {
     bundle: String,
     engine: &'static str,
     load_ms: f64,
     seconds: u32,
-    stages: Vec<Row>,
+    pub stages: Vec<Row>,
     /// `VmHWM` of this process; absent where the system does not tell.
     peak_memory_mb: Option<f64>,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let settings = args.common.resolve()?;
+    print(&measure(&args.common.resolve()?, args.seconds)?, args.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Each stage at work on `speech` seconds of noise.
+pub fn measure(settings: &File, speech: u32) -> anyhow::Result<Report> {
     let engine = settings.engine()?;
     let bundle = settings.open_bundle()?;
     let started = Instant::now();
@@ -54,8 +59,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut decoder = Decoder::open(&*engine, &bundle).context("while loading the bundle")?;
     let load_ms = started.elapsed().as_secs_f64() * 1e3;
 
-    let seconds = f64::from(args.seconds);
-    let units = listen(&bundle, &mut tokenizer, args.seconds)?;
+    let seconds = f64::from(speech);
+    let units = listen(&bundle, &mut tokenizer, speech)?;
     let mut stages = vec![row("tokenizer", tokenizer.take_busy(), seconds)];
     think(&mut lm, &units)?;
     stages.push(row("lm", lm.take_busy(), seconds));
@@ -63,9 +68,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     decoder.forward(&units)?;
     stages.push(row("decoder", decoder.take_busy(), seconds));
     let name = bundle.manifest().name.clone();
-    let report = Report { bundle: name, engine: engine.name(), load_ms, seconds: args.seconds, stages, peak_memory_mb: peak_memory() };
-    print(&report, args.json)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(Report { bundle: name, engine: engine.name(), load_ms, seconds: speech, stages, peak_memory_mb: peak_memory() })
 }
 
 /// Noise of a fixed seed, tokenised.

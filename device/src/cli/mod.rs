@@ -4,6 +4,7 @@
 mod around;
 mod bench;
 mod devices;
+mod doctor;
 mod listen;
 mod output;
 mod replay;
@@ -41,6 +42,8 @@ enum Command {
     Listen(Box<listen::Args>),
     /// The microphones and loudspeakers of this machine, and which would be chosen.
     Devices(devices::Args),
+    /// What is wrong: opens microphone and speaker, plays a chirp, times each stage, looks at the machine, and writes a report.
+    Doctor(doctor::Args),
     /// How fast each stage of a bundle is on this machine.
     Bench(bench::Args),
 }
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => replay::run(args),
         Command::Listen(args) => listen::run(*args),
         Command::Devices(args) => devices::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Bench(args) => bench::run(args),
     };
     match done {

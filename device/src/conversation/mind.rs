@@ -20,6 +20,8 @@ pub enum Order {
     Begin,
     /// More of it.
     Push(Vec<f32>),
+    /// Does this question seem complete?
+    Complete(u64),
     /// It is over: answer it, as long as its number is wanted.
     Answer(u64),
     /// Throw away what there is of question and answer.
@@ -37,6 +39,8 @@ pub enum Order {
 /// What the agent tells about the question of this number.
 #[derive(Debug)]
 pub enum Report {
+    /// How probable it is that the question is complete.
+    Complete(u64, f32),
     /// See [`Event`].
     Event(u64, Event),
     /// More of the answer.
@@ -150,7 +154,7 @@ impl Worker {
 
     fn carry_out(&mut self, order: Order, wanted: &AtomicU64, report: &mut dyn FnMut(Report)) {
         let question = match order {
-            Order::Answer(question) => question,
+            Order::Answer(question) | Order::Complete(question) => question,
             _ => wanted.load(Relaxed),
         };
         if let Err(error) = self.try_to(order, wanted, report) {
@@ -168,6 +172,12 @@ impl Worker {
                 // A replay of the field log hears the very same samples.
                 field::round(&mut samples, &mut self.question);
                 self.agent.push(&samples, None)
+            }
+            Order::Complete(question) => {
+                if let Some(p) = self.agent.complete()? {
+                    report(Report::Complete(question, p));
+                }
+                Ok(())
             }
             Order::Answer(question) => self.answer(question, wanted, report),
             Order::Abandon => {

@@ -27,6 +27,9 @@ use crate::pipeline::{Event, Turn};
 use crate::tools::{Due, Volume};
 use crate::turns::{Action, Input, State, Time, Timeouts, TurnSettings, Turns};
 
+/// Silence after which the agent is asked whether the question is complete: the tokenizer is 200 ms late.
+const GUESS_AFTER: Duration = Duration::from_millis(260);
+
 /// Settings of a live conversation: the table `live` of the settings file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -125,6 +128,8 @@ pub struct Conversation<D: Duplex> {
     waited: Waited,
     /// When the voice ended, and when the question did: in the sound, and on the wall.
     voice_ended: Time,
+    /// The agent has not been asked yet whether the question is complete.
+    guess: bool,
     asked: Instant,
     complained: Counts,
 }
@@ -148,6 +153,7 @@ impl<D: Duplex> Conversation<D> {
             ending: None,
             waited: Waited::default(),
             voice_ended: Duration::ZERO,
+            guess: false,
             asked: Instant::now(),
             complained: Counts::default(),
         }
@@ -205,6 +211,7 @@ impl<D: Duplex> Conversation<D> {
             Some(Change::Began(since)) => self.input(Input::SpeechStarted { since }),
             Some(Change::Ended(at)) => {
                 self.voice_ended = at;
+                self.guess = true;
                 self.input(Input::SpeechEnded { at });
             }
             None => {}
@@ -227,6 +234,11 @@ impl<D: Duplex> Conversation<D> {
         // In pieces of 20 ms, as the tokenizer was built for.
         if self.pushed.is_some_and(|pushed| self.hearing.now() >= pushed + Duration::from_millis(20)) {
             self.push();
+        }
+        let silent = self.hearing.now().saturating_sub(self.voice_ended) >= GUESS_AFTER;
+        if self.guess && silent && !self.hearing.activity().speaking() && self.turns.state() == State::Listening {
+            self.guess = false;
+            self.mind.order(Order::Complete(self.question));
         }
         if self.turns.state() != before {
             tell(&Happening::State { at_s: self.hearing.now().as_secs_f64(), state: self.turns.state() });
@@ -329,6 +341,11 @@ impl<D: Duplex> Conversation<D> {
                     self.take_event(&event);
                 }
                 tell(&Happening::Agent(event));
+            }
+            Report::Complete(question, p) => {
+                if question == self.question && !self.hearing.activity().speaking() {
+                    self.input(Input::Complete(p));
+                }
             }
             Report::Samples(question, samples) if question == self.question => {
                 if self.waited.first_audio == 0.0 {

@@ -68,6 +68,24 @@ impl Agent {
         if heard.loud { self.read_groups(heard, false) } else { Ok(()) }
     }
 
+    /// How probable it is that the question that is being heard is complete, 0 to 1: how sure the model is of the transcript that it
+    /// would write now, to its end. Of a question that breaks off it cannot be: it guesses words that were not said. None where that cannot be told: nothing was heard yet, or the model writes no transcripts. The question goes on as if it had
+    /// not been asked.
+    ///
+    /// # Errors
+    /// See [`Agent::begin`].
+    pub fn complete(&mut self) -> Result<Option<f32>, AgentError> {
+        let Some(heard) = self.heard.as_ref().filter(|heard| heard.loud && heard.read > 0) else { return Ok(None) };
+        let before = self.lm.position();
+        if !self.bundle.manifest().transcript || before + self.settings.transcript_words >= heard.limit {
+            return Ok(None);
+        }
+        self.lm.step(LmInput::Token(special::TRANSCRIBE))?;
+        let ended = self.end_of_words(special::AGENT, self.settings.transcript_words);
+        self.lm.truncate(before);
+        ended.map(Some)
+    }
+
     /// Throws the question away: the agent is as it was before it.
     ///
     /// # Errors

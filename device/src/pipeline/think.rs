@@ -119,6 +119,19 @@ impl Agent {
         Ok(words.join(" "))
     }
 
+    /// Lets the model write words up to `end` and says how probable that was: the product of what it gave to its choice at the end and to
+    /// each word before.
+    pub(super) fn end_of_words(&mut self, end: u32, limit: usize) -> Result<f32, AgentError> {
+        let mut words = Vec::new();
+        let mut all = 1.0f32;
+        while words.len() < limit && !self.full() && !circles(&words) {
+            all *= self.lm.certainty()?;
+            let Next::Word(tokens) = self.next_word(end)? else { return Ok(all) };
+            words.push(self.vocabulary().decode(&tokens));
+        }
+        Ok(0.0)
+    }
+
     /// The model writes a word, or `end`. Nothing else is let through; a spelled word is taken to its end.
     pub(super) fn next_word(&mut self, end: u32) -> Result<Next, AgentError> {
         let vocabulary = self.bundle.vocabulary();

@@ -108,6 +108,13 @@ impl Lm {
         Ok(best.map_or(0, |(id, _)| id))
     }
 
+    /// The probability of the most likely next token.
+    pub fn certainty(&self) -> Result<f32, StageError> {
+        let logits = self.logits()?;
+        let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        Ok(1.0 / logits.iter().map(|logit| (logit - most).exp()).sum::<f32>())
+    }
+
     /// The most likely group after the last position: G units, END included.
     pub fn next_group(&mut self, group: &mut Vec<u32>) -> Result<(), StageError> {
         let hidden = self.lm.read_f32("hidden")?;

@@ -193,6 +193,8 @@ impl Turns {
             }
             Input::SpeechStarted { since } => {
                 self.suspected = false;
+                // It was not complete, or is not any more.
+                self.complete = None;
                 if self.voice.is_none() {
                     self.voice = Some(since.min(self.now));
                 }

@@ -53,6 +53,8 @@ pub fn in_file_mode(agent: &mut Agent, name: &str) -> String {
 pub struct Bench {
     pub conversation: Conversation<SimDevice>,
     pub turns: Vec<Turn>,
+    /// Milliseconds from the end of each question's voice to the end of the question.
+    pub endpoints: Vec<f64>,
     pub problems: Vec<String>,
     pub states: Vec<State>,
 }
@@ -61,15 +63,18 @@ impl Bench {
     pub fn new(room: Room) -> Self {
         let device = SimDevice::new(room).expect("usual rates");
         let conversation = Conversation::new(device, Mind::here(agent()), LiveSettings::default(), Volume::default());
-        let mut bench = Self { conversation, turns: Vec::new(), problems: Vec::new(), states: Vec::new() };
+        let mut bench = Self { conversation, turns: Vec::new(), endpoints: Vec::new(), problems: Vec::new(), states: Vec::new() };
         bench.run(1.0);
         bench
     }
 
     fn frame(&mut self) {
-        let (turns, problems, states) = (&mut self.turns, &mut self.problems, &mut self.states);
+        let Self { turns, endpoints, problems, states, .. } = self;
         let mut tell = |happening: &Happening| match happening {
-            Happening::Settled { turn, .. } => turns.push((**turn).clone()),
+            Happening::Settled { turn, waited_ms, .. } => {
+                turns.push((**turn).clone());
+                endpoints.push(waited_ms.endpoint);
+            }
             Happening::Problem { message } => problems.push(message.clone()),
             Happening::State { state, .. } => states.push(*state),
             _ => {}

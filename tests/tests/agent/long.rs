@@ -71,6 +71,8 @@ struct Tally {
     held: usize,
     /// Turns that nobody asked for.
     unasked: usize,
+    /// Milliseconds from the end of the voice to the end of the question.
+    endpoints: Vec<f64>,
 }
 
 impl Tally {
@@ -155,6 +157,7 @@ fn a_long_conversation() {
         }
         tally.held += bench.states.iter().filter(|state| **state == State::Interrupted).count().saturating_sub(usize::from(sound));
         bench.states.clear();
+        tally.endpoints.append(&mut bench.endpoints);
         let now = bench.conversation.device().now();
         if early.is_none() && now >= 600.0 {
             early = Some(memory());
@@ -193,6 +196,8 @@ fn a_long_conversation() {
         percent(tally.into_right, into),
         percent(tally.into_right_in_file_mode, into)
     );
+    tally.endpoints.sort_by(f64::total_cmp);
+    println!("the end of a question is noticed after {:.0} ms (median)", tally.endpoints[tally.endpoints.len() / 2]);
     let in_time = tally.caught.iter().filter(|seconds| **seconds <= LATE).count();
     println!(
         "barge-in: {} times, median {:.3} s, 90 % {:.3} s, slowest {:.3} s; {in_time} within {LATE} s; missed {:?}",

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bundles;
+mod complete;
 mod conversation;
 mod engines;
 mod field;

@@ -1,0 +1,150 @@
+//! `sa-agent doctor`: everything that a bug report needs, and what to do before writing one.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use sa_device::doctor::machine::Machine;
+use sa_device::doctor::{Finding, Level};
+use serde::Serialize;
+
+use super::bench;
+use super::settings::{Common, File};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// The microphone: see `listen`.
+    #[arg(long, value_name = "NAME", env = "SA_MICROPHONE")]
+    microphone: Option<String>,
+    /// The speaker, likewise.
+    #[arg(long, value_name = "NAME", env = "SA_SPEAKER")]
+    speaker: Option<String>,
+    /// alsa, pulseaudio or pipewire (of those that were built in).
+    #[arg(long, value_name = "NAME", env = "SA_AUDIO_HOST")]
+    host: Option<String>,
+    /// Seconds of sound that are listened to, three chirps in them.
+    #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u32).range(9..=3600))]
+    seconds: u32,
+    /// Leaves microphone and speaker alone.
+    #[arg(long)]
+    no_sound: bool,
+    /// Where the report is written, to be attached to a bug report. It holds no sound.
+    #[arg(long, value_name = "FILE", default_value = "sa-doctor.json")]
+    report: PathBuf,
+}
+
+/// The file.
+#[derive(Serialize)]
+struct Report {
+    version: &'static str,
+    findings: Vec<Finding>,
+    /// Asked and obtained formats.
+    opened: Option<String>,
+    sound: Option<serde_json::Value>,
+    stages: Option<bench::Report>,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let mut settings = args.common.resolve()?;
+    settings.audio.microphone = args.microphone.or(settings.audio.microphone);
+    settings.audio.speaker = args.speaker.or(settings.audio.speaker);
+    settings.audio.host = args.host.or(settings.audio.host);
+    let mut report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        findings: Machine::new(std::path::Path::new("/")).findings(),
+        opened: None,
+        sound: None,
+        stages: None,
+    };
+    stages(&settings, &mut report);
+    if !args.no_sound {
+        sound(&settings, args.seconds, &mut report);
+    }
+    let json = serde_json::to_vec_pretty(&report).context("while writing the report")?;
+    let beside = args.report.with_extension("part");
+    std::fs::write(&beside, json).and_then(|()| std::fs::rename(&beside, &args.report)).with_context(|| {
+        let _ = std::fs::remove_file(&beside);
+        format!("while writing the report {}; `--report FILE` puts it elsewhere", args.report.display())
+    })?;
+    let mut text = String::new();
+    for Finding { level, what, found, cure } in &report.findings {
+        let mark = match level {
+            Level::Fine => "  ok      ",
+            Level::Warning => "  warning ",
+            Level::Problem => "  PROBLEM ",
+        };
+        let _ = writeln!(text, "{mark} {what:<20} {found}");
+        if let Some(cure) = cure {
+            let _ = writeln!(text, "{:>31} -> {cure}", "");
+        }
+    }
+    let count = |level| report.findings.iter().filter(|finding| finding.level == level).count();
+    let (problems, warnings) = (count(Level::Problem), count(Level::Warning));
+    let _ = writeln!(text, "{problems} problems, {warnings} warnings; the report is in {}", args.report.display());
+    std::io::Write::write_all(&mut std::io::stdout().lock(), text.as_bytes())?;
+    Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Each stage against real time.
+fn stages(settings: &File, report: &mut Report) {
+    if settings.bundle.is_none() {
+        let found = "none was given, so nothing was timed";
+        return report.findings.push(Finding::bad(Level::Warning, "bundle", found, "`--bundle DIR`, as for `listen`"));
+    }
+    let measured = match bench::measure(settings, 10) {
+        Ok(measured) => measured,
+        Err(error) => {
+            let cure = "`sa-export --verify` checks a bundle; copy it again if it is damaged";
+            return report.findings.push(Finding::bad(Level::Problem, "bundle", format!("{error:#}"), cure));
+        }
+    };
+    for row in &measured.stages {
+        let found = format!("{} takes {:.3} s for a second of speech", row.stage, row.real_time_factor);
+        report.findings.push(if row.real_time_factor < 0.5 {
+            Finding::fine("speed", found)
+        } else {
+            let level = if row.real_time_factor < 1.0 { Level::Warning } else { Level::Problem };
+            Finding::bad(level, "speed", found, "a smaller bundle, `--int8` in the export, `--engine ort`, or `--threads 2`")
+        });
+    }
+    report.stages = Some(measured);
+}
+
+#[cfg(not(feature = "mic"))]
+fn sound(_: &File, seconds: u32, report: &mut Report) {
+    let found =
+        format!("this program was built without microphone and speaker (the feature `mic`): nothing was listened to for {seconds} s");
+    report.findings.push(Finding::bad(Level::Warning, "sound", found, "install the package with sound"));
+}
+
+#[cfg(feature = "mic")]
+fn sound(settings: &File, seconds: u32, report: &mut Report) {
+    use sa_device::audio::live::hardware::LiveDevice;
+    use sa_device::doctor::sound::measure;
+
+    let measured = LiveDevice::open(settings.audio.clone()).and_then(|mut device| {
+        report.opened = Some(device.opened().to_owned());
+        measure(&mut device, f64::from(seconds), &mut |done, all| {
+            // Over itself, where somebody looks.
+            if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+                eprint!("\rlistening, then three chirps: {done:.0} of {all:.0} s ");
+            }
+        })
+    });
+    if let Some(opened) = &report.opened {
+        report.findings.push(Finding::fine("sound devices", opened.clone()));
+    }
+    match measured {
+        Ok(sound) => {
+            report.findings.extend(sound.findings());
+            report.sound = serde_json::to_value(&sound).ok();
+        }
+        Err(error) => {
+            let cure = "`sa-agent devices` lists what there is; `--no-sound` leaves this out";
+            report.findings.push(Finding::bad(Level::Problem, "sound devices", error.to_string(), cure));
+        }
+    }
+}
