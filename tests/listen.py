@@ -6,7 +6,8 @@
 There is no sound card here, so two null sinks of a PulseAudio of its own stand for microphone and speaker. Sound may be lost
 under load (the machine is shared), so the conversation may be tried three times; what counts is whether it can be had at all.
 Right means: each question becomes one turn, most of them with the words that were said; the agent does not answer itself; its
-speech is in the recording, and the judge understands it. Then `sa-agent doctor` finds the echo between the same two sinks.
+speech is in the recording, and the judge understands it. Then the sound server dies and comes back; a key takes the place of the
+voice; and `sa-agent doctor` finds the echo between the same two sinks.
 """
 
 import argparse
@@ -61,44 +62,119 @@ def pulse(folder, *more):
     return server, environment
 
 
-def events(path):
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+class Listen:
+    """A running `sa-agent listen` and the PulseAudio that it talks to; leave it by `with`."""
+
+    def __init__(self, args, folder, *flags):
+        self.samples, self.folder, self.agent, self.children = args.samples, folder, None, []
+        self.out = os.path.join(folder, "events.jsonl")
+        self.command = [args.agent, "listen", "--json", "--bundle", args.bundle, "--tools", args.tools, "--microphone", "alsa:pulse", "--speaker", "alsa:pulse"]
+        self.command += ["--state", os.path.join(folder, "state"), *flags]
+
+    def __enter__(self):
+        try:
+            self.server, self.environment = pulse(self.folder)
+            with open(self.out, "w", encoding="utf-8") as stdout, open(os.path.join(self.folder, "errors.log"), "w", encoding="utf-8") as stderr:
+                self.agent = subprocess.Popen(self.command, env=self.environment, stdout=stdout, stderr=stderr)
+            wait_for("`ready`", 60, lambda: self.count("note") or self.agent.poll() is not None)
+            if self.agent.poll() is not None:
+                with open(os.path.join(self.folder, "errors.log"), encoding="utf-8") as file:
+                    raise Failed(f"listen ended with {self.agent.returncode}: {file.read()[-500:]}")
+            time.sleep(1.5)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for child in [*self.children, self.agent, self.server]:
+            if child:
+                child.terminate()
+                try:
+                    child.wait(timeout=10)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+
+    def events(self):
+        with open(self.out, encoding="utf-8") as file:
+            return [json.loads(line) for line in file if line.endswith("\n")]
+
+    def count(self, kind):
+        return sum(event["event"] == kind for event in self.events())
+
+    def told(self, words):
+        return any(event["event"] == "problem" and words in event["message"] for event in self.events())
+
+    def play(self, name):
+        subprocess.run(["paplay", "-d", "vmic", os.path.join(self.samples, f"{name}.wav")], env=self.environment, check=True)
+
+    def ask(self, name):
+        """Asks, and waits until the answer was spoken."""
+        turns = self.count("settled")
+        self.play(name)
+        wait_for(f"the answer to {name}", 30, lambda: self.count("settled") > turns)
+        time.sleep(1.5)
+
+    def end(self):
+        self.agent.send_signal(signal.SIGINT)
+        if self.agent.wait(timeout=20) != 0:
+            raise Failed(f"after Ctrl-C it ended with {self.agent.returncode}")
+
+    def turns(self):
+        return [event["turn"] for event in self.events() if event["event"] == "settled"]
 
 
 def converse(args, folder):
     """Asks the questions; returns the turns, and the recording of the speaker."""
-    server, environment = pulse(folder)
-    children = [server]
-    out, recorded = os.path.join(folder, "events.jsonl"), os.path.join(folder, "speaker.raw")
-    try:
-        command = [args.agent, "listen", "--json", "--bundle", args.bundle, "--tools", args.tools, "--microphone", "alsa:pulse", "--speaker", "alsa:pulse"]
-        environment["SA_HOME_STATE"] = os.path.join(folder, "home.state")
-        with open(out, "w", encoding="utf-8") as stdout, open(os.path.join(folder, "errors.log"), "w", encoding="utf-8") as stderr:
-            agent = subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr)
-        children.append(agent)
-        wait_for("`ready`", 60, lambda: any(event["event"] == "note" for event in events(out)) or agent.poll() is not None)
-        if agent.poll() is not None:
-            with open(os.path.join(folder, "errors.log"), encoding="utf-8") as file:
-                raise Failed(f"listen ended with {agent.returncode}: {file.read()[-500:]}")
+    recorded = os.path.join(folder, "speaker.raw")
+    with Listen(args, folder) as listen:
         with open(recorded, "wb") as file:
-            children.append(subprocess.Popen(["parec", "-d", "vspeaker.monitor", f"--rate={RATE}", "--channels=1", "--format=s16le"], env=environment, stdout=file))
+            recorder = ["parec", "-d", "vspeaker.monitor", f"--rate={RATE}", "--channels=1", "--format=s16le"]
+            listen.children.append(subprocess.Popen(recorder, env=listen.environment, stdout=file))
         time.sleep(1.5)
-        for number, name in enumerate(QUESTIONS, 1):
-            subprocess.run(["paplay", "-d", "vmic", os.path.join(args.samples, f"{name}.wav")], env=environment, check=True)
-            wait_for(f"the answer to {name}", 30, lambda: sum(event["event"] == "settled" for event in events(out)) >= number)
-            time.sleep(1.5)
+        for name in QUESTIONS:
+            listen.ask(name)
         time.sleep(2)  # what comes now, it would say to itself
-        agent.send_signal(signal.SIGINT)
-        if agent.wait(timeout=20) != 0:
-            raise Failed(f"after Ctrl-C it ended with {agent.returncode}")
-    finally:
-        for child in reversed(children):
-            child.terminate()
-            child.wait()
+        listen.end()
+        turns = listen.turns()
     with open(recorded, "rb") as file:
-        sound = array.array("h", file.read()[: os.path.getsize(recorded) // 2 * 2])
-    return [event["turn"] for event in events(out) if event["event"] == "settled"], sound
+        return turns, array.array("h", file.read()[: os.path.getsize(recorded) // 2 * 2])
+
+
+def unplug(args, folder):
+    """The sound server dies in the middle of a conversation and comes back."""
+    with Listen(args, folder) as listen:
+        listen.ask(QUESTIONS[0])
+        listen.server.kill()
+        listen.server.wait()
+        wait_for("a word about the device that is gone", 20, lambda: listen.told("it is opened again"))
+        time.sleep(2)
+        listen.server, listen.environment = pulse(folder)
+        wait_for("a word about the device that is back", 30, lambda: listen.told("is back"))
+        time.sleep(2)
+        listen.ask(QUESTIONS[1])
+        listen.end()
+        turns = listen.turns()
+    if len(turns) != 2:
+        raise Failed(f"{len(turns)} turns for 2 questions around a device that was away")
+    print("the device vanished and came back, the conversation went on")
+
+
+def keys(args, folder):
+    """With --push-to-talk only what is said between the two signals counts."""
+    with Listen(args, folder, "--push-to-talk") as listen:
+        listen.play(QUESTIONS[0])
+        time.sleep(3)
+        if listen.count("settled") or any(event["event"] == "state" for event in listen.events()):
+            raise Failed("a voice without a key was heard")
+        listen.agent.send_signal(signal.SIGUSR1)
+        time.sleep(0.3)
+        listen.play(QUESTIONS[2])
+        listen.agent.send_signal(signal.SIGUSR2)
+        wait_for("the answer to what was said while the key was down", 30, lambda: listen.count("settled") == 1)
+        listen.end()
+    print("push-to-talk: a voice without the key was not heard, one with it was answered")
 
 
 def utterances(sound):
@@ -170,15 +246,19 @@ def main():
     for name in ("agent", "bundle", "samples", "scratch"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--tools", default=os.path.join(HERE, "..", "device", "examples", "tools.toml"))
+    parser.add_argument("--only", choices=["check", "unplug", "keys", "examine"], help="one part alone")
     parser.add_argument("--judge", help="the Python that has pocketsphinx; without it nobody listens to the recording")
     args = parser.parse_args()
+    parts = [part for part in (check, unplug, keys, examine) if args.only in (None, part.__name__)]
     for attempt in range(1, 4):
         folder = os.path.join(args.scratch, f"listen-{attempt}")
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
         try:
-            check(args, folder)
-            examine(args, folder)
+            for part in parts:
+                inside = os.path.join(folder, part.__name__)
+                os.makedirs(inside)
+                part(args, inside)
             print(f"listen: a conversation of {len(QUESTIONS)} turns over PulseAudio (attempt {attempt})")
             return 0
         except Failed as failure:

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 /// No callback yet.
 const UNKNOWN: i64 = i64::MIN;
-/// Share of a new time in the average; one comes every 10 ms.
+/// Share of a new time in the average; one comes every 10 ms. The first ones, of a device that is still starting, count more.
 const SHARE: f64 = 0.01;
+const FIRST: u32 = 100;
 /// How far one late callback may move it, in seconds.
 const STEP: f64 = 0.002;
 /// This far off, so many times in a row, the device has lost time: the average begins anew.
@@ -52,13 +53,14 @@ pub struct Follower {
     track: Arc<Track>,
     /// Seconds; the smoothed time of the first sample.
     origin: Option<f64>,
+    seen: u32,
     jumped: u32,
 }
 
 impl Follower {
     /// Knows nothing yet.
     pub fn new(track: Arc<Track>) -> Self {
-        Self { track, origin: None, jumped: 0 }
+        Self { track, origin: None, seen: 0, jumped: 0 }
     }
 
     /// Takes in what the callback noted last; call it once a frame.
@@ -74,7 +76,10 @@ impl Follower {
         };
         let off = noted - origin;
         self.jumped = if off.abs() > JUMP.0 { self.jumped + 1 } else { 0 };
-        if self.jumped > JUMP.1 {
+        self.seen = self.seen.saturating_add(1);
+        if self.seen <= FIRST {
+            self.origin = Some(origin + off / 10.0);
+        } else if self.jumped > JUMP.1 {
             (self.origin, self.jumped) = (Some(noted), 0);
         } else {
             self.origin = Some(origin + SHARE * off.clamp(-STEP, STEP));

@@ -61,7 +61,7 @@ pub trait Duplex: Send {
     fn listen(&mut self, microphone: &mut Frame) -> Result<(), AudioError>;
 
     /// Is there room for a frame? There is none for a moment after the program has stalled, or while the speaker is away.
-    fn room(&self) -> bool;
+    fn room(&mut self) -> bool;
 
     /// Plays a frame.
     fn play(&mut self, speaker: &Frame);

@@ -23,6 +23,8 @@ const BEND: f64 = 0.003;
 /// Gains of the control of the delay, per second and per second squared: critically damped, settles in some seconds.
 const PROPORTIONAL: f64 = 0.5;
 const INTEGRAL: f64 = PROPORTIONAL * PROPORTIONAL / 4.0;
+/// Frames without room after which the delay is learnt anew: longer than the microphone's ring can hold.
+const PATIENCE: u32 = (MIC_SECONDS as u32 + 1) * FRAMES_PER_SECOND;
 /// Seconds of a frame.
 const STEP: f64 = FRAME as f64 / SAMPLE_RATE as f64;
 
@@ -102,10 +104,12 @@ pub struct SpeakerPort {
     /// Samples put into the ring.
     given: u64,
     /// Seconds from the microphone's frame to the frame that is played with it, to be kept: what it was on average in the first second
-    /// that ran well. Steering to a figure of our own instead would let it creep, and the echo canceller run after it.
+    /// that ran well, after one in which the devices start. Steering to a figure of our own instead would let it creep, and the echo canceller run after it.
     kept: Option<f64>,
     /// Frames played, and the sum of their delays, until `kept` is known.
     begun: (u32, f64),
+    /// Frames in a row for which there was no room.
+    refused: u32,
     /// Samples that the speaker had made up when the last frame was played.
     invented: u64,
     integral: f64,
@@ -130,8 +134,21 @@ impl SpeakerPort {
         let (clock, given) = (Follower::new(track.clone()), ring.occupied_len() as u64);
         let counted = counters.clone();
         let begun = (0, 0.0);
-        let port =
-            Self { ring, rate, resampler, made, target, clock, given, kept: None, begun, invented: 0, integral: 0.0, counters: counted };
+        let port = Self {
+            ring,
+            rate,
+            resampler,
+            made,
+            target,
+            clock,
+            given,
+            kept: None,
+            begun,
+            refused: 0,
+            invented: 0,
+            integral: 0.0,
+            counters: counted,
+        };
         Ok((SpeakerCallback::new(consumer, channels, track, counters.clone()), port))
     }
 
@@ -147,13 +164,19 @@ impl SpeakerPort {
 
     /// Is there room for the frame that goes with the microphone's that ended at `heard`? After a stall the frames that come all at
     /// once must not make the delay longer: there is none until the speaker has caught up.
-    pub fn room(&self, heard: Option<f64>) -> bool {
+    pub fn room(&mut self, heard: Option<f64>) -> bool {
         let room = match (self.kept, self.delay(heard)) {
             // After silence that the speaker made up, the first frame that is not too late.
             (Some(kept), Some(delay)) => delay <= kept + if self.stalled() { 0.0 } else { 0.6 * STEP },
             _ => self.waiting() < 2.0 * self.target,
         };
-        room && self.ring.vacant_len() >= 2 * self.made.len()
+        let room = room && self.ring.vacant_len() >= 2 * self.made.len();
+        self.refused = if room { 0 } else { self.refused + 1 };
+        if self.refused > PATIENCE {
+            // No stall takes so long: the device has changed, and what was to be kept cannot be.
+            (self.kept, self.begun, self.refused) = (None, (0, 0.0), 0);
+        }
+        room
     }
 
     /// Has the speaker made up silence since the last frame?
@@ -175,8 +198,9 @@ impl SpeakerPort {
             }
             (Some(kept), Some(delay)) => (delay - kept).clamp(-0.03, 0.03),
             (None, Some(delay)) => {
-                self.begun = if stalled { (0, 0.0) } else { (self.begun.0 + 1, self.begun.1 + delay) };
-                if self.begun.0 == FRAMES_PER_SECOND {
+                let (frames, sum) = if stalled { (0, 0.0) } else { self.begun };
+                self.begun = (frames + 1, if frames < FRAMES_PER_SECOND { 0.0 } else { sum + delay });
+                if self.begun.0 == 2 * FRAMES_PER_SECOND {
                     self.kept = Some(self.begun.1 / f64::from(FRAMES_PER_SECOND));
                 }
                 0.0

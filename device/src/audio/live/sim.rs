@@ -244,7 +244,7 @@ impl Duplex for SimDevice {
         Ok(())
     }
 
-    fn room(&self) -> bool {
+    fn room(&mut self) -> bool {
         self.speaker.room(self.mic.heard_until())
     }
 

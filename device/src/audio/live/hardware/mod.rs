@@ -8,6 +8,7 @@ mod streams;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use cpal::traits::StreamTrait;
@@ -27,6 +28,8 @@ use streams::{mic_stream, speaker_stream};
 const PERIODS: [u32; 3] = [100, 50, 25];
 /// A microphone that gives nothing for so long is gone.
 const DEAD: Duration = Duration::from_secs(2);
+/// How long the program waits for the devices to close when it ends.
+const CLOSING: Duration = Duration::from_secs(2);
 /// Between two attempts to open it again: first, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
@@ -70,8 +73,29 @@ impl LiveDevice {
 
     fn lost(&mut self, why: &str) {
         self.notices.push(format!("the audio device {why}; it is opened again as soon as it is there"));
-        self.streams = None;
+        self.release();
         self.retry = (Instant::now() + BACKOFF.0, BACKOFF.0);
+    }
+
+    /// Closes the streams on a thread of its own: the driver of a device that is gone may wait for it for ever.
+    fn release(&mut self) -> Option<Receiver<()>> {
+        let streams = self.streams.take()?;
+        let (done, closed) = channel();
+        let close = move || {
+            drop(streams);
+            // Perhaps nobody waits.
+            let _ = done.send(());
+        };
+        // Without a thread the closure is dropped here, and the streams with it.
+        std::thread::Builder::new().name("closing".to_owned()).spawn(close).ok().map(|_| closed)
+    }
+}
+
+impl Drop for LiveDevice {
+    fn drop(&mut self) {
+        if let Some(closed) = self.release() {
+            let _ = closed.recv_timeout(CLOSING);
+        }
     }
 }
 
@@ -112,8 +136,8 @@ impl Duplex for LiveDevice {
         Ok(())
     }
 
-    fn room(&self) -> bool {
-        self.streams.as_ref().is_some_and(|streams| streams.speaker.room(streams.mic.heard_until()))
+    fn room(&mut self) -> bool {
+        self.streams.as_mut().is_some_and(|streams| streams.speaker.room(streams.mic.heard_until()))
     }
 
     fn play(&mut self, speaker: &Frame) {
