@@ -62,10 +62,10 @@ impl Default for ActivitySettings {
             begin_windows: 2,
             end_windows: 8,
             floor_dbfs: -50.0,
-            over_score: 0.5,
+            over_score: 0.4,
             left_db: -14.0,
             above_db: 8.0,
-            rest_above_db: 3.0,
+            rest_above_db: 1.0,
         }
     }
 }
