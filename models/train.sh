@@ -18,7 +18,7 @@ HUBERT_STEPS=${HUBERT_STEPS:-}
 ROBUST_STEPS=${ROBUST_STEPS:-}
 DECODER_STEPS=${DECODER_STEPS:-}
 LM_STEPS=${LM_STEPS:-}
-COPIES=${COPIES:-1}              # encodings of each training question in noise, besides the clean one
+COPIES=${COPIES:-3}              # encodings of each training question in noise, besides the clean one
 THREADS=${THREADS:-2}            # cores that share a step of the language model
 PRECISION=${PRECISION:---int8}
 

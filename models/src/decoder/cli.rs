@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Steps of the whole run
-    #[arg(long, default_value_t = 12_000, value_name = "N")]
+    #[arg(long, default_value_t = 3_500, value_name = "N")]
     steps: u64,
     /// Crops a step
     #[arg(long, default_value_t = 12, value_name = "N")]

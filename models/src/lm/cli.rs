@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "evaluate")]
     output: Option<PathBuf>,
     /// Steps of the whole run; a run may be resumed with another number (the learning rate follows it)
-    #[arg(long, default_value_t = 9800, value_name = "N")]
+    #[arg(long, default_value_t = 14000, value_name = "N")]
     steps: u64,
     /// Stop after so many minutes of this call; the next call goes on
     #[arg(long, value_name = "M")]

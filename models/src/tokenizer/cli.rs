@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1400, value_name = "N")]
     steps_hubert: u64,
     /// Steps of the robust stage (the same units in noise); 0 leaves it out
-    #[arg(long, default_value_t = 1300, value_name = "N")]
+    #[arg(long, default_value_t = 2300, value_name = "N")]
     steps_robust: u64,
     /// Stop after so many minutes of this call; the next call goes on
     #[arg(long, value_name = "M")]

@@ -25,6 +25,9 @@ const PROPORTIONAL: f64 = 0.5;
 const INTEGRAL: f64 = PROPORTIONAL * PROPORTIONAL / 4.0;
 /// Frames without room after which the delay is learnt anew: longer than the microphone's ring can hold.
 const PATIENCE: u32 = (MIC_SECONDS as u32 + 1) * FRAMES_PER_SECOND;
+/// A speaker that runs dry so often within so many frames gets more in advance: this many seconds at a time, and so many in all.
+const DRY: (u32, u32) = (3, 10 * FRAMES_PER_SECOND);
+const MORE: (f64, f64) = (0.01, 0.08);
 /// Seconds of a frame.
 const STEP: f64 = FRAME as f64 / SAMPLE_RATE as f64;
 
@@ -110,6 +113,9 @@ pub struct SpeakerPort {
     begun: (u32, f64),
     /// Frames in a row for which there was no room.
     refused: u32,
+    /// Times that the speaker ran dry, frames since the first of them, and seconds that it got in advance for it.
+    dry: (u32, u32),
+    more: f64,
     /// Samples that the speaker had made up when the last frame was played.
     invented: u64,
     integral: f64,
@@ -145,6 +151,8 @@ impl SpeakerPort {
             kept: None,
             begun,
             refused: 0,
+            dry: (0, 0),
+            more: 0.0,
             invented: 0,
             integral: 0.0,
             counters: counted,
@@ -184,11 +192,26 @@ impl SpeakerPort {
         self.clock.astray() != self.invented
     }
 
+    /// A program that is late again and again, on a busy board, needs more in advance; one that stalls once does not.
+    fn prepare(&mut self, stalled: bool) {
+        self.dry.1 += 1;
+        if self.dry.0 == 0 || self.dry.1 > DRY.1 {
+            self.dry = (0, 0);
+        }
+        self.dry.0 += u32::from(stalled);
+        if self.dry.0 >= DRY.0 && self.more < MORE.1 {
+            self.dry = (0, 0);
+            self.more += MORE.0;
+            self.kept = self.kept.map(|kept| kept + MORE.0);
+        }
+    }
+
     /// Puts a frame into the ring, and bends the rate so that the delay from `heard`, the end of the microphone's frame, stays as it is.
     pub fn play(&mut self, frame: &Frame, heard: Option<f64>) {
         self.clock.follow();
         let stalled = self.stalled();
         self.invented = self.clock.astray();
+        self.prepare(stalled);
         let error = match (self.kept, self.delay(heard)) {
             (Some(kept), Some(delay)) if stalled => {
                 // It was silent anyway: a little more silence, and the delay is what it was, to the sample.
@@ -245,6 +268,34 @@ mod tests {
             let energy: f32 = out[4000..12_000].iter().map(|x| x * x).sum::<f32>() / 8000.0;
             assert!((energy.sqrt() * 2f32.sqrt() - 0.5).abs() < 0.005, "{rate}: {}", energy.sqrt());
         }
+    }
+
+    /// A program that comes 50 ms late in every second: the speaker runs dry at first, then it has enough in advance.
+    #[test]
+    fn a_program_that_is_often_late_gets_more_in_advance() {
+        let counters = Arc::new(Counters::default());
+        let (mut callback, mut port) = SpeakerPort::new(48_000, 1, 480, &counters).expect("a usual rate");
+        let (mut data, mut late) = ([0.0f32; 480], 0);
+        let mut after = Vec::new();
+        for i in 0..6000u32 {
+            callback.fill(Duration::from_millis(u64::from(i) * 10), &mut data, |x| x);
+            // The frames that waited meanwhile are played one after the other, each with its own time.
+            late += 1;
+            if i % 100 >= 5 {
+                for back in (0..late).rev() {
+                    let heard = Some(f64::from(i + 1 - back) * STEP);
+                    if port.room(heard) {
+                        port.play(&[0.1; FRAME], heard);
+                    }
+                }
+                late = 0;
+            }
+            if i % 1000 == 999 {
+                after.push(counters.read().invented);
+            }
+        }
+        assert!(after[0] > 0 && after[5] == after[4], "made up, every ten seconds: {after:?}");
+        assert!(port.more <= 0.05, "no more than it takes: {} s", port.more);
     }
 
     /// A speaker whose clock is 300 ppm off is followed, by callbacks that come late by chance: after two minutes the delay is what it

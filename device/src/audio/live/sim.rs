@@ -316,7 +316,7 @@ mod tests {
         let counts = device.counts();
         assert!(counts.invented > 0, "the speaker ran dry");
         assert_eq!(counts.dropped, 0, "four seconds of the microphone fit");
-        assert!(device.latency() < 12.0, "the latency came back: {} frames", device.latency());
+        assert!(device.latency() < 16.0, "the latency came back to what it gets in advance: {} frames", device.latency());
     }
 
     #[test]
