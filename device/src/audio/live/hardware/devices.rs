@@ -39,6 +39,7 @@ pub(super) fn failed(what: &str, error: &cpal::Error) -> AudioError {
 }
 
 pub(super) fn host(wish: &Wish) -> Result<Host, AudioError> {
+    hush();
     let there = cpal::available_hosts();
     let id = match &wish.host {
         None => there.first(),
@@ -50,6 +51,13 @@ pub(super) fn host(wish: &Wish) -> Result<Host, AudioError> {
         AudioError::Device { message: format!("no audio host `{asked}`; there are: {}", names.join(", ")) }
     })?;
     cpal::host_from_id(id).map_err(|e| failed("cannot use the audio host", &e))
+}
+
+/// Keeps alsa-lib from writing a line to standard error for each device that is configured and not there: what matters comes as an error.
+/// Counts for this thread; what was kept until now is dropped.
+fn hush() {
+    #[cfg(target_os = "linux")]
+    let _ = alsa::Output::local_error_handler();
 }
 
 pub(super) fn label(device: &Device) -> (String, String) {
