@@ -51,6 +51,19 @@ fn answers_that_are_no_combination_are_not_held_out() {
     }
 }
 
+/// Held out are combinations, not words: every word of a test question has been heard in training.
+#[test]
+fn no_word_is_held_out() {
+    let grammar = home();
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut draw = |split, number| -> BTreeSet<String> {
+        let drawn = std::iter::repeat_with(|| grammar.sample(&mut rng, split).turn).take(number);
+        drawn.flat_map(|turn| turn.question.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect()
+    };
+    let (train, test) = (draw(Split::Train, 100_000), draw(Split::Test, 20_000));
+    assert_eq!(test.difference(&train).collect::<Vec<_>>(), Vec::<&String>::new());
+}
+
 #[test]
 fn every_category_is_in_every_split() {
     let grammar = home();
