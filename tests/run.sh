@@ -59,9 +59,10 @@ fi
 if [ -x "$REFERENCE_PYTHON" ]; then
   check "imported HiFi-GANs compute what PyTorch does" "$REFERENCE_PYTHON" tests/reference/hifigan.py --bin "${CARGO_TARGET_DIR:-target}/debug"
   check "imported Qwen2s compute what transformers does" "$REFERENCE_PYTHON" tests/reference/qwen.py --bin "${CARGO_TARGET_DIR:-target}/debug"
+  check "a Qwen2 that speaks says what PyTorch says" "$REFERENCE_PYTHON" tests/reference/speaks.py --bin "${CARGO_TARGET_DIR:-target}/debug"
   check "imported HuBERTs compute what transformers does" "$REFERENCE_PYTHON" tests/reference/hubert.py --bin "${CARGO_TARGET_DIR:-target}/debug"
 else
-  ignored=$((ignored + 3))
+  ignored=$((ignored + 4))
   echo "left out: imported checkpoints against transformers (tests/setup.sh test says why it is not there)"
 fi
 

@@ -33,6 +33,7 @@ pub mod field;
 pub mod hearing;
 pub mod pipeline;
 pub mod stage;
+pub mod text;
 pub mod tools;
 pub mod turns;
 pub mod vocabulary;

@@ -9,7 +9,8 @@
 //! - [`graphs`]: the four graphs of a bundle.
 //! - [`target`]: where the bundle goes. [`choice`], [`budget`]: which form a stage gets, and what it may lose.
 //! - [`runner`]: a graph on the engine. [`prove`], [`compare`]: what is held against what.
-//! - [`export`]: all of it in order. [`tokenizer`], [`decoder`], [`trunk`]: a public HuBERT, HiFi-GAN or Qwen2 alone. [`report`]: the figures. [`inspect`]: looking at a bundle.
+//! - [`export`]: all of it in order. [`tokenizer`], [`decoder`], [`trunk`]: a public HuBERT, HiFi-GAN or Qwen2 alone; [`join`]: such
+//!   parts into an agent. [`report`]: the figures. [`inspect`]: looking at a bundle.
 
 pub mod budget;
 pub mod checkpoint;
@@ -20,6 +21,7 @@ pub mod export;
 pub mod graphs;
 pub mod import;
 pub mod inspect;
+pub mod join;
 pub mod onnx;
 pub mod prove;
 pub mod report;

@@ -13,14 +13,14 @@ use sa_export::export::{Options, export};
 use sa_export::inspect;
 use sa_export::onnx::Precision;
 use sa_export::target::Target;
-use sa_export::{decoder, tokenizer, trunk};
+use sa_export::{decoder, join, tokenizer, trunk};
 
 /// Turns a checkpoint into a bundle of streaming ONNX graphs, and proves each graph against its network.
 ///
 /// Exit codes: 0 done, 1 failed, 2 usage, 4 bundle invalid, 5 beyond budget (a graph differs too much).
 #[derive(Parser)]
 #[command(name = "sa-export", version, max_term_width = 100)]
-#[command(group(ArgGroup::new("mode").required(true).args(["checkpoint", "hubert", "hifigan", "qwen", "inspect", "verify", "compare"])))]
+#[command(group(ArgGroup::new("mode").required(true).args(["checkpoint", "hubert", "hifigan", "qwen", "join", "inspect", "verify", "compare"])))]
 struct Cli {
     /// Checkpoint folder: tokenizer/, decoder/, lm/, vocabulary.txt
     #[arg(long, value_name = "DIR", requires = "output")]
@@ -101,6 +101,9 @@ struct Cli {
     /// Check a bundle's hashes and shapes and run its graphs
     #[arg(long, value_name = "BUNDLE")]
     verify: Option<PathBuf>,
+    /// Bundles that are parts into one: each stage comes from the first that holds it
+    #[arg(long, num_args = 1.., value_name = "BUNDLE", requires = "output")]
+    join: Vec<PathBuf>,
     /// Two bundles side by side: forms, sizes, times, and their outputs on the same inputs
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     compare: Vec<PathBuf>,
@@ -181,6 +184,9 @@ fn run(cli: &Cli) -> Result<()> {
         say(&format!("{}\n", inspect::verify(dir)?.join("\n")))?;
     } else if let [first, second] = &cli.compare[..] {
         say(&inspect::compare(first, second)?)?;
+    } else if let (false, Some(output)) = (cli.join.is_empty(), &cli.output) {
+        let (bundle, lines) = join::join(&cli.join, &cli.target(output))?;
+        say(&format!("{}\nwritten: {}\n", lines.join("\n"), bundle.dir().display()))?;
     } else if let (Some(checkpoint), Some(output)) = (&cli.checkpoint, &cli.output) {
         let options = Options {
             checkpoint: checkpoint.clone(),

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Error, Result, ensure};
 use indicatif::ProgressBar;
 use sa_device::bundle::{Bundle, FileEntry, Manifest, Stages};
+use sa_device::vocabulary::SPECIALS;
 use sa_models::lm::Config;
 
 use crate::budget::{Baseline, Budgets, Measured, choose};
@@ -88,8 +89,19 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     }
     std::fs::copy(&tokenizer, writer.path("tokenizer.json")).with_context(|| format!("copying {}", tokenizer.display()))?;
     let part = options.target.part(qwen.path(), &lm, config.units, RATE / UNIT_RATE)?;
+    let special_tokens = if speech.is_some() { qwen.special_tokens()? } else { Default::default() };
+    let missing: Vec<&str> = SPECIALS[1..].iter().copied().filter(|token| !special_tokens.contains_key(*token)).collect();
+    if speech.is_some() && !missing.is_empty() {
+        eprintln!(
+            "sa-export: it cannot hold a conversation: {} {} not among the added tokens of tokenizer.json",
+            missing.join(", "),
+            if missing.len() == 1 { "is" } else { "are" }
+        );
+    }
     let bundle = writer.finish(Manifest {
         group: config.group,
+        transcript: speech.as_ref().is_some_and(|speech| speech.transcript),
+        special_tokens,
         vocabulary: Some(FileEntry::named("tokenizer.json")),
         minimum_memory_mb: report.minimum_memory_mb(),
         stage: Stages { head: head.as_ref().map(StageGraph::entry), ..part.stage.clone() },
@@ -178,6 +190,7 @@ impl Exporter<'_> {
 
     fn draw_head(&self, speech: &Speech, precision: Precision) -> Result<StageGraph> {
         Ok(match speech.head {
+            Head::Depth { hidden_size, .. } => graphs::head::draw_depth(self.config, hidden_size, &speech.weights, self.form(precision))?,
             Head::Group(_) => graphs::head::draw(self.config, &speech.weights, self.form(precision))?,
             Head::Linear => graphs::head::draw_linear(self.config, &speech.weights, self.form(precision))?,
         })

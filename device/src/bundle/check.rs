@@ -153,10 +153,17 @@ impl Manifest {
 }
 
 impl Manifest {
-    /// Checks that every token of a `tokenizer.json` has its logit. There may be more logits than tokens: vocabularies are padded.
+    /// Checks that every token of a `tokenizer.json` has its logit, and that the special tokens have their numbers. There may be more
+    /// logits than tokens: vocabularies are padded.
     pub fn check_tokenizer_json(&self, file: &str, text: &str) -> Result<(), BundleError> {
         let wrong = |message: String| BundleError::TextTokenizer { file: file.to_owned(), message };
         let json: TokenizerJson = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
+        for (token, id) in &self.special_tokens {
+            let found = json.added_tokens.iter().find(|added| added.content == *token).map(|added| added.id);
+            if found != Some(*id) {
+                return Err(wrong(format!("the special token {token} is {id} in bundle.toml and {found:?} among its added tokens")));
+            }
+        }
         let added = json.added_tokens.iter().map(|token| token.id);
         let tokens = json.model.vocab.values().copied().chain(added).max().map_or(0, |id| id as usize + 1);
         let logits = self.text_logits();
@@ -166,7 +173,8 @@ impl Manifest {
         Ok(())
     }
 
-    fn text_logits(&self) -> usize {
+    /// Text tokens that the language model can write, those that fill up an imported vocabulary included.
+    pub fn text_logits(&self) -> usize {
         self.stage.lm.as_ref().and_then(|lm| lm.output("logits")).map_or(0, TensorEntry::elements)
     }
 }
@@ -187,6 +195,8 @@ struct TokenizerModel {
 #[derive(Deserialize)]
 struct AddedToken {
     id: u32,
+    #[serde(default)]
+    content: String,
 }
 
 /// Each `state.X` in has its `state.X.next` out, of the same shape, and the file of initial values its size.

@@ -6,7 +6,6 @@ use super::gate::Gate;
 use super::{Agent, AgentError};
 use crate::audio::{AudioError, Capture, Captured};
 use crate::stage::LmInput;
-use crate::vocabulary::special;
 
 /// What was heard until now. The groups that are complete are in the cache already.
 pub(super) struct Heard {
@@ -80,8 +79,8 @@ impl Agent {
         if !self.bundle.manifest().transcript || before + self.settings.transcript_words >= heard.limit {
             return Ok(None);
         }
-        self.lm.step(LmInput::Token(special::TRANSCRIBE))?;
-        let ended = self.end_of_words(special::AGENT, self.settings.transcript_words);
+        self.lm.step(LmInput::Token(self.special.transcribe))?;
+        let ended = self.end_of_words(self.special.agent, self.settings.transcript_words);
         self.lm.truncate(before);
         ended.map(Some)
     }
@@ -116,7 +115,7 @@ impl Agent {
         if heard.loud {
             self.read_groups(heard, true)?;
             if self.bundle.manifest().transcript {
-                self.lm.step(LmInput::Token(special::TRANSCRIBE))?;
+                self.lm.step(LmInput::Token(self.special.transcribe))?;
             }
         }
         Ok(())
@@ -141,7 +140,7 @@ impl Agent {
         let units = &heard.units;
         while heard.read + size <= units.len() || (last && heard.read < units.len()) {
             if heard.read == 0 {
-                self.lm.step(LmInput::Token(special::USER))?;
+                self.lm.step(LmInput::Token(self.special.user))?;
             }
             let group = &units[heard.read..units.len().min(heard.read + size)];
             // `Lm::step` fills a short group with END units.

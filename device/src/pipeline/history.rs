@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::{Stopped, Turn};
-use crate::vocabulary::{Vocabulary, special};
+use crate::text::Text;
 
 /// The remembered turns, oldest first, as tokens.
 #[derive(Debug)]
@@ -25,22 +25,23 @@ impl History {
 
     /// Appends a turn and forgets the oldest ones where there is no room. True if the turn was added and nothing
     /// forgotten: the cache then needs only [`History::last`] behind what it held before the turn.
-    pub fn push(&mut self, turn: &Turn, vocabulary: &Vocabulary) -> bool {
+    pub fn push(&mut self, turn: &Turn, text: &Text) -> bool {
         if turn.transcript.is_empty() || turn.stopped == Stopped::Silence {
             return false;
         }
-        let mut tokens = vec![special::TRANSCRIBE];
-        tokens.extend(vocabulary.encode(&turn.transcript));
-        tokens.push(special::AGENT);
+        let special = text.specials();
+        let mut tokens = vec![special.transcribe];
+        tokens.extend(text.encode(&turn.transcript));
+        tokens.push(special.agent);
         for call in &turn.calls {
-            tokens.push(special::CALL);
-            tokens.extend(vocabulary.encode(&call.call));
-            tokens.push(special::RESULT);
-            tokens.extend(vocabulary.encode(&call.result));
+            tokens.push(special.call);
+            tokens.extend(text.encode(&call.call));
+            tokens.push(special.result);
+            tokens.extend(text.encode(&call.result));
         }
-        tokens.push(special::TEXT);
-        tokens.extend(vocabulary.encode(&turn.reply_text));
-        tokens.push(special::END);
+        tokens.push(special.text);
+        tokens.extend(text.encode(&turn.reply_text));
+        tokens.push(special.end);
         self.turns.push_back(tokens);
         let before = self.turns.len();
         while self.turns.len() > self.most || self.positions() > self.budget {
@@ -74,10 +75,11 @@ impl History {
 mod tests {
     use super::super::CallReport;
     use super::*;
+    use crate::vocabulary::Vocabulary;
 
     #[test]
     fn turns_are_kept_as_text_and_the_oldest_forgotten() {
-        let vocabulary = Vocabulary::from_words(["hello", "light", "ok", "on"]).expect("in order");
+        let text = Text::Listed(Vocabulary::from_words(["hello", "light", "ok", "on"]).expect("in order"));
         let turn = Turn {
             transcript: "light on".into(),
             reply_text: "ok".into(),
@@ -85,16 +87,16 @@ mod tests {
             ..Turn::default()
         };
         let mut history = History::new(30, 9);
-        assert!(history.push(&turn, &vocabulary));
-        assert_eq!(vocabulary.decode(history.last()), "<transcribe> light on <agent> <call> light on <result> ok <text> ok <end>");
+        assert!(history.push(&turn, &text));
+        assert_eq!(text.decode(history.last()), "<transcribe> light on <agent> <call> light on <result> ok <text> ok <end>");
         assert_eq!(history.positions(), 12);
-        assert!(history.push(&turn, &vocabulary));
-        assert!(!history.push(&turn, &vocabulary), "36 positions do not fit into 30");
+        assert!(history.push(&turn, &text));
+        assert!(!history.push(&turn, &text), "36 positions do not fit into 30");
         assert_eq!(history.positions(), 24);
-        assert!(!history.push(&Turn::default(), &vocabulary), "nothing understood, nothing kept");
+        assert!(!history.push(&Turn::default(), &text), "nothing understood, nothing kept");
         assert_eq!(history.positions(), 24);
         let mut none = History::new(30, 0);
-        assert!(!none.push(&turn, &vocabulary));
+        assert!(!none.push(&turn, &text));
         assert_eq!(none.positions(), 0);
     }
 }

@@ -34,8 +34,8 @@ use crate::audio::{AudioDevice, AudioError, Capture};
 use crate::bundle::{Bundle, StageName};
 use crate::engine::Engine;
 use crate::stage::{Decoder, Lm, LmInput, StageError, Tokenizer};
+use crate::text::{Specials, Text};
 use crate::tools::Tools;
-use crate::vocabulary::{Vocabulary, special};
 use hear::Heard;
 use history::History;
 use voice::Voice;
@@ -69,6 +69,8 @@ pub struct Agent {
     bundle: Bundle,
     tokenizer: Tokenizer,
     lm: Lm,
+    text: Text,
+    special: Specials,
     voice: Voice,
     tools: Tools,
     history: History,
@@ -82,11 +84,13 @@ impl Agent {
     /// Loads all stages. Afterwards the agent is ready: nothing more is prepared in the first turn.
     pub fn open(engine: &dyn Engine, bundle: Bundle, tools: Tools, settings: Settings) -> Result<Self, AgentError> {
         let tokenizer = Tokenizer::open(engine, &bundle)?;
+        let text = Text::open(&bundle).map_err(StageError::from)?;
+        let special = text.specials();
         let lm = Lm::open(engine, &bundle)?;
         let decoder = Decoder::open(engine, &bundle)?;
         let voice = if settings.threads > 1 { Voice::on_thread(decoder) } else { Voice::here(decoder) };
         let history = History::new(lm.context() / 4, settings.history_turns);
-        Ok(Self { bundle, tokenizer, lm, voice, tools, history, settings, turn_id: 0, heard: None })
+        Ok(Self { bundle, tokenizer, lm, text, special, voice, tools, history, settings, turn_id: 0, heard: None })
     }
 
     /// The bundle that is running.
@@ -110,7 +114,7 @@ impl Agent {
     pub fn recall(&mut self, turns: &[Turn]) -> Result<(), AgentError> {
         self.history.clear();
         for turn in turns {
-            self.history.push(turn, self.bundle.vocabulary());
+            self.history.push(turn, &self.text);
         }
         self.reread()
     }
@@ -196,13 +200,13 @@ impl Agent {
         if manifest.transcript {
             self.transcribe(&mut turn, &clock, listener)?;
         } else {
-            self.lm.step(LmInput::Token(special::AGENT))?;
+            self.lm.step(LmInput::Token(self.special.agent))?;
         }
         self.tools.heard(&turn.transcript);
         if go_on() {
             self.think(&mut turn, &mut clock, listener)?;
             let plan = if self.settings.plan { Some(self.plan(&mut turn, &clock)?) } else { None };
-            self.lm.step(LmInput::Token(special::SPEAK))?;
+            self.lm.step(LmInput::Token(self.special.speak))?;
             self.speak(plan, &mut turn, &clock, device, listener, go_on)?;
         } else {
             turn.stopped = Stopped::Interrupted;
@@ -255,9 +259,9 @@ impl Agent {
         let words = crate::words::spoken(question, self.settings.transcript_words);
         let mut turn = Turn { turn_id: self.turn_id, source: "text".to_owned(), transcript: words, ..Turn::default() };
         let mut clock = Clock { end_of_question: Instant::now(), tools: Duration::ZERO };
-        self.lm.step(LmInput::Token(special::TRANSCRIBE))?;
+        self.lm.step(LmInput::Token(self.special.transcribe))?;
         self.read_words(&turn.transcript)?;
-        self.lm.step(LmInput::Token(special::AGENT))?;
+        self.lm.step(LmInput::Token(self.special.agent))?;
         self.tools.heard(&turn.transcript);
         self.think(&mut turn, &mut clock, listener)?;
         self.write_reply(&mut turn, &clock, listener)?;
@@ -285,10 +289,10 @@ impl Agent {
         let mut turn = Turn { turn_id: self.turn_id, source: "say".to_owned(), ..Turn::default() };
         // A saying does not belong to the conversation: it has the cache for itself.
         self.lm.reset()?;
-        self.lm.step(LmInput::Token(special::SAY))?;
+        self.lm.step(LmInput::Token(self.special.say))?;
         self.read_words(&text)?;
-        self.lm.step(LmInput::Token(special::SPEAK))?;
-        let plan = self.vocabulary().words(&self.vocabulary().encode(&text));
+        self.lm.step(LmInput::Token(self.special.speak))?;
+        let plan = self.text.words(&text);
         self.speak(Some(plan), &mut turn, &clock, device, listener, &|| true)?;
         self.finish(&mut turn, &clock, device)?;
         self.report(&mut turn, listener);
@@ -312,13 +316,9 @@ impl Agent {
         self.reread()
     }
 
-    fn vocabulary(&self) -> &Vocabulary {
-        self.bundle.vocabulary()
-    }
-
     /// Reads words into the cache.
     fn read_words(&mut self, words: &str) -> Result<(), AgentError> {
-        for token in self.bundle.vocabulary().encode(words) {
+        for token in self.text.encode(words) {
             self.lm.step(LmInput::Token(token))?;
         }
         Ok(())
@@ -328,7 +328,7 @@ impl Agent {
     fn remember(&mut self, turn: &Turn) -> Result<(), AgentError> {
         self.tools.said(&turn.reply_text);
         let base = self.history.positions();
-        if !self.history.push(turn, self.bundle.vocabulary()) {
+        if !self.history.push(turn, &self.text) {
             return self.reread();
         }
         self.lm.truncate(base);

@@ -4,7 +4,6 @@ use super::think::Next;
 use super::{Agent, AgentError, Clock, Event, Listener, Stopped, Turn};
 use crate::audio::AudioDevice;
 use crate::stage::LmInput;
-use crate::vocabulary::special;
 
 impl Agent {
     /// After `<speak>`: speaks the words of the plan, or without one until the model ends, or a limit is reached.
@@ -29,13 +28,13 @@ impl Agent {
             }
             let next = match &mut plan {
                 Some(plan) => self.read_word(plan.next())?,
-                None => self.next_word(special::END)?,
+                None => self.next_word(self.special.end)?,
             };
             let Next::Word(tokens) = next else { break };
             if plan.is_none() && words.is_empty() {
                 turn.timing_ms.first_text = clock.ms();
             }
-            let word = self.vocabulary().decode(&tokens);
+            let word = self.text.decode(&tokens);
             listener(&Event::Text { turn_id: turn.turn_id, text: word.clone() });
             words.push(word);
             self.speak_word(turn, clock, device, listener, go_on)?;

@@ -4,10 +4,7 @@ use std::time::Instant;
 
 use super::{Agent, AgentError, CallReport, Clock, Event, Listener, Stopped, Turn};
 use crate::stage::LmInput;
-use crate::vocabulary::special;
 
-/// Letters of a spelled word.
-pub(super) const LETTERS: usize = 24;
 /// Positions that are kept free, so that what follows a full context can still be closed.
 const RESERVE: usize = 4;
 
@@ -23,8 +20,8 @@ pub(super) enum Next {
 impl Agent {
     /// The model's transcript, up to `<agent>`, which is read.
     pub(super) fn transcribe(&mut self, turn: &mut Turn, clock: &Clock, listener: &mut Listener) -> Result<(), AgentError> {
-        turn.transcript = self.write_words(special::AGENT, self.settings.transcript_words)?;
-        self.lm.step(LmInput::Token(special::AGENT))?;
+        turn.transcript = self.write_words(self.special.agent, self.settings.transcript_words)?;
+        self.lm.step(LmInput::Token(self.special.agent))?;
         turn.timing_ms.transcript = clock.ms();
         listener(&Event::Heard { turn_id: turn.turn_id, transcript: turn.transcript.clone(), silence: false, question_s: turn.question_s });
         Ok(())
@@ -35,26 +32,26 @@ impl Agent {
         if self.full() {
             return Ok(String::new());
         }
-        self.lm.step(LmInput::Token(special::TRANSCRIBE))?;
-        self.write_words(special::AGENT, self.settings.transcript_words)
+        self.lm.step(LmInput::Token(self.special.transcribe))?;
+        self.write_words(self.special.agent, self.settings.transcript_words)
     }
 
     /// Calls, carried out; afterwards the model is to reply: the token for that (`<speak>`) has not been read.
     pub(super) fn think(&mut self, turn: &mut Turn, clock: &mut Clock, listener: &mut Listener) -> Result<(), AgentError> {
         while turn.calls.len() < self.settings.calls && !self.full() {
-            let next = self.lm.next_token(|t| t == special::CALL || t == special::SPEAK)?;
-            if next != special::CALL {
+            let next = self.lm.next_token(|t| t == self.special.call || t == self.special.speak)?;
+            if next != self.special.call {
                 break;
             }
-            self.lm.step(LmInput::Token(special::CALL))?;
-            let call = self.write_words(special::RESULT, self.settings.call_words)?;
+            self.lm.step(LmInput::Token(self.special.call))?;
+            let call = self.write_words(self.special.result, self.settings.call_words)?;
             listener(&Event::Call { turn_id: turn.turn_id, call: call.clone() });
             let started = Instant::now();
             let outcome = self.tools.call(&call);
             clock.tools += started.elapsed();
             listener(&Event::Result { turn_id: turn.turn_id, result: outcome.words.clone(), problem: outcome.problem.clone() });
-            self.lm.step(LmInput::Token(special::RESULT))?;
-            for token in self.bundle.vocabulary().encode(&outcome.words) {
+            self.lm.step(LmInput::Token(self.special.result))?;
+            for token in self.text.encode(&outcome.words) {
                 if self.full() {
                     break;
                 }
@@ -67,18 +64,18 @@ impl Agent {
 
     /// A reply in text: `<text> words <end>`. Returns the words' tokens.
     pub(super) fn write_reply(&mut self, turn: &mut Turn, clock: &Clock, listener: &mut Listener) -> Result<Vec<Vec<u32>>, AgentError> {
-        self.lm.step(LmInput::Token(special::TEXT))?;
+        self.lm.step(LmInput::Token(self.special.text))?;
         let (mut words, mut written) = (Vec::new(), Vec::new());
         loop {
             if let Some(stopped) = self.stop(&words) {
                 turn.stopped = stopped;
                 break;
             }
-            let Next::Word(tokens) = self.next_word(special::END)? else { break };
+            let Next::Word(tokens) = self.next_word(self.special.end)? else { break };
             if words.is_empty() {
                 turn.timing_ms.first_text = clock.ms();
             }
-            let word = self.vocabulary().decode(&tokens);
+            let word = self.text.decode(&tokens);
             listener(&Event::Text { turn_id: turn.turn_id, text: word.clone() });
             words.push(word);
             written.push(tokens);
@@ -114,7 +111,7 @@ impl Agent {
         let mut words = Vec::new();
         while words.len() < limit && !self.full() && !circles(&words) {
             let Next::Word(tokens) = self.next_word(end)? else { break };
-            words.push(self.vocabulary().decode(&tokens));
+            words.push(self.text.decode(&tokens));
         }
         Ok(words.join(" "))
     }
@@ -127,27 +124,23 @@ impl Agent {
         while words.len() < limit && !self.full() && !circles(&words) {
             all *= self.lm.certainty()?;
             let Next::Word(tokens) = self.next_word(end)? else { return Ok(all) };
-            words.push(self.vocabulary().decode(&tokens));
+            words.push(self.text.decode(&tokens));
         }
         Ok(0.0)
     }
 
-    /// The model writes a word, or `end`. Nothing else is let through; a spelled word is taken to its end.
+    /// The model writes a word, or `end`. Nothing else is let through; a word is taken to its end.
     pub(super) fn next_word(&mut self, end: u32) -> Result<Next, AgentError> {
-        let vocabulary = self.bundle.vocabulary();
-        let mut token = self.lm.next_token(|t| t == end || !(vocabulary.is_special(t) || vocabulary.is_word_end(t)))?;
-        if token == end {
-            return Ok(Next::Ended);
-        }
-        let mut word = vec![token];
-        self.lm.step(LmInput::Token(token))?;
-        while vocabulary.is_letter(token) && !self.full() {
-            let long = word.len() >= LETTERS;
-            token = self.lm.next_token(|t| vocabulary.is_word_end(t) || (!long && vocabulary.is_letter(t)))?;
+        let mut word = Vec::new();
+        while !self.text.is_whole(&word) && (word.is_empty() || !self.full()) {
+            let token = self.lm.next_token(|token| self.text.may_follow(&word, token, end))?;
+            if token == end || (!word.is_empty() && self.text.begins_word(token)) {
+                break;
+            }
             word.push(token);
             self.lm.step(LmInput::Token(token))?;
         }
-        Ok(Next::Word(word))
+        Ok(if word.is_empty() { Next::Ended } else { Next::Word(word) })
     }
 
     /// Is there no more room in the context?

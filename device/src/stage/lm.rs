@@ -1,7 +1,7 @@
 //! The group language model: text tokens and unit groups in, text logits and unit groups out.
 
 use super::{Stage, StageError, argmax};
-use crate::bundle::{Bundle, BundleError, StageName};
+use crate::bundle::{Bundle, StageName};
 use crate::engine::Engine;
 
 /// What one position of the sequence holds.
@@ -27,17 +27,12 @@ impl Lm {
     /// Loads the `lm` and `head` graphs of a bundle.
     pub fn open(engine: &dyn Engine, bundle: &Bundle) -> Result<Self, StageError> {
         let manifest = bundle.manifest();
-        if let Some(file) = bundle.text_tokenizer() {
-            // The conversation counts in words of vocabulary.txt so far, and its special tokens have fixed ids.
-            let message = "a conversation needs vocabulary.txt; a trunk with its own tokenizer.json can be run, not talked to".to_owned();
-            return Err(BundleError::TextTokenizer { file: file.display().to_string(), message }.into());
-        }
         Ok(Self {
             lm: Stage::open(engine, bundle, StageName::Lm)?,
             head: Stage::open(engine, bundle, StageName::Head)?,
             group: manifest.group,
             k: manifest.k,
-            tokens: bundle.vocabulary().len(),
+            tokens: manifest.text_logits(),
             no_units: vec![manifest.k as i64; manifest.group],
         })
     }

@@ -47,7 +47,7 @@ fn evaluate(words: &[&str]) -> Result<f64, &'static str> {
     let number = |at: &mut usize| {
         let (value, taken) = words::read_number(&words[*at..]).ok_or("a number is missing")?;
         *at += taken;
-        Ok(value)
+        Ok::<f64, &'static str>(value)
     };
     // `sum + product`, where `product` may still grow by operators that bind more strongly.
     let mut sum = 0.0;

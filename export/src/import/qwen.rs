@@ -3,8 +3,10 @@
 //! `config.json`, `model.safetensors` (or shards with an index), `tokenizer.json`. The blocks are those of our own trunk, with biases
 //! on queries, keys and values (Yang et al. 2024).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use sa_device::vocabulary::SPECIALS;
 use sa_models::lm::Config;
 use serde::Deserialize;
 
@@ -114,6 +116,19 @@ impl HuggingFace {
     }
 }
 
+/// What is read of a `tokenizer.json`.
+#[derive(Deserialize)]
+struct TokenizerJson {
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    id: u32,
+    content: String,
+}
+
 /// A Qwen2 checkpoint.
 #[derive(Debug)]
 pub struct Qwen {
@@ -144,6 +159,15 @@ impl Qwen {
     /// What splits text into tokens.
     pub fn tokenizer(&self) -> PathBuf {
         self.dir.join("tokenizer.json")
+    }
+
+    /// Those of a conversation's special tokens that the tokenizer has been given, with their ids.
+    pub fn special_tokens(&self) -> Result<BTreeMap<String, u32>, ImportError> {
+        let path = self.tokenizer();
+        let json: TokenizerJson = serde_json::from_slice(&read(&path)?)
+            .map_err(|error| ImportError::Config { path: path.clone(), message: error.to_string() })?;
+        let ours = json.added_tokens.into_iter().filter(|token| SPECIALS.contains(&token.content.as_str()));
+        Ok(ours.map(|token| (token.content, token.id)).collect())
     }
 }
 

@@ -5,9 +5,10 @@
 //! | `unit_embedding.weight` | `[k + 1, e]` | one row a unit; the last is END |
 //! | `adaptor.weight` | `[d, G · e]` | a group's embeddings side by side to one row of the trunk |
 //! | `head.*` | | `group`: as in a checkpoint of `sa-align lm`; `linear`: `head.output.weight` `[G · (k + 1), d]` |
+//! | | | `depth`: layers, norm and output as in `group`, w = `hidden_size` wide; `head.input.weight` `[G · w, d]`, a projection of the hidden state for each step; `head.embedding.weight` `[k + 1, w]` of the unit before |
 //!
 //! ```json
-//! { "units": 500, "group": 5, "unit_embedding_size": 64,
+//! { "units": 500, "group": 5, "unit_embedding_size": 64, "transcript": true,
 //!   "head": { "kind": "group", "num_hidden_layers": 2, "num_attention_heads": 8, "head_dim": 64, "intermediate_size": 1024 } }
 //! ```
 
@@ -26,6 +27,12 @@ use crate::weights::Weights;
 pub enum Head {
     /// G learnt queries through a small encoder (IntrinsicVoice).
     Group(HeadConfig),
+    /// G steps of a small causal transformer, each reading the unit before (DrVoice).
+    Depth {
+        hidden_size: usize,
+        #[serde(flatten)]
+        sizes: HeadConfig,
+    },
     /// One product for all units of the group (SLAM-Omni).
     Linear,
 }
@@ -35,6 +42,9 @@ struct File {
     units: usize,
     group: usize,
     unit_embedding_size: usize,
+    /// Does it write down the question before it answers?
+    #[serde(default)]
+    transcript: bool,
     head: Head,
 }
 
@@ -43,6 +53,7 @@ struct File {
 pub struct Speech {
     pub head: Head,
     pub weights: Weights,
+    pub transcript: bool,
     units: usize,
     group: usize,
     unit_embedding_size: usize,
@@ -53,25 +64,29 @@ impl Speech {
     pub fn open(dir: &Path) -> Result<Self, ImportError> {
         let path = dir.join("config.json");
         let wrong = |message: String| ImportError::Config { path: path.clone(), message };
-        let File { units, group, unit_embedding_size, head } =
+        let File { units, group, unit_embedding_size, transcript, head } =
             serde_json::from_slice(&read(&path)?).map_err(|error| wrong(error.to_string()))?;
         if units == 0 || unit_embedding_size == 0 || !(1..=16).contains(&group) {
             return Err(wrong(format!(
                 "{units} units of {unit_embedding_size} in groups of {group}: groups of 1 to 16 units are possible"
             )));
         }
-        if let Head::Group(HeadConfig { num_hidden_layers, num_attention_heads, head_dim, intermediate_size }) = &head
-            && [num_hidden_layers, num_attention_heads, head_dim, intermediate_size].contains(&&0)
-        {
+        let sizes = match &head {
+            Head::Group(sizes) | Head::Depth { sizes, .. } => Some(sizes),
+            Head::Linear => None,
+        };
+        let none =
+            |sizes: &HeadConfig| [sizes.num_hidden_layers, sizes.num_attention_heads, sizes.head_dim, sizes.intermediate_size].contains(&0);
+        if sizes.is_some_and(none) || matches!(head, Head::Depth { hidden_size: 0, .. }) {
             return Err(wrong("a size of the head is zero".into()));
         }
-        Ok(Self { head, weights: Weights::open_folder(dir)?, units, group, unit_embedding_size })
+        Ok(Self { head, weights: Weights::open_folder(dir)?, transcript, units, group, unit_embedding_size })
     }
 
     /// The trunk's configuration with the speech sizes filled in.
     pub fn complete(&self, trunk: &Config) -> Config {
         let head = match &self.head {
-            Head::Group(head) => head.clone(),
+            Head::Group(head) | Head::Depth { sizes: head, .. } => head.clone(),
             Head::Linear => trunk.head.clone(),
         };
         Config { units: self.units, group: self.group, unit_embedding_size: self.unit_embedding_size, head, ..trunk.clone() }

@@ -3,10 +3,11 @@
 //! Everything is checked while the graph is drawn: a shape that does not fit panics in the line that is wrong,
 //! which is a mistake in a graph writer and never one in a checkpoint (`weights` has refused those before).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use half::f16;
 use prost::Message;
+use sha2::{Digest, Sha256};
 use tract_onnx::pb::tensor_proto::DataType as OnnxType;
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto};
 
@@ -19,6 +20,8 @@ const OPSET: i64 = 17;
 const MICROSOFT: &str = "com.microsoft";
 /// The file format version that belongs to opset 17.
 const IR_VERSION: i64 = 8;
+/// Initialisers from this size on are stored once, however often they are drawn.
+const SHARED_BYTES: usize = 1024;
 
 /// Element types that the graphs use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +101,8 @@ pub struct Graph {
     /// Patterns of layers to keep in single precision, and the layers that were kept.
     exclude: Vec<String>,
     kept: Vec<String>,
+    /// Large initialisers by their SHA-256: a layer that is drawn for several steps is stored once.
+    large: BTreeMap<[u8; 32], Value>,
     /// Is there an operator of the domain com.microsoft?
     microsoft: bool,
 }
@@ -125,6 +130,7 @@ impl Graph {
             layers: Vec::new(),
             exclude: Vec::new(),
             kept: Vec::new(),
+            large: BTreeMap::new(),
             microsoft: false,
         }
     }
@@ -196,13 +202,18 @@ impl Graph {
         if precision == Precision::Fp32 || !self.exclude.iter().any(excluded) {
             return precision;
         }
-        self.kept.push(name);
+        if !self.kept.contains(&name) {
+            self.kept.push(name);
+        }
         Precision::Fp32
     }
 
     /// Notes what the weights of the layer in force lost.
     pub(super) fn record_layer(&mut self, error: f64) {
-        self.layers.push(Layer { name: self.scopes.join("."), error });
+        let name = self.scopes.join(".");
+        if !self.layers.iter().any(|layer| layer.name == name) {
+            self.layers.push(Layer { name, error });
+        }
     }
 
     /// The quantised layers so far, as they were drawn.
@@ -222,6 +233,12 @@ impl Graph {
 
     fn constant(&mut self, name: &str, shape: &[usize], data_type: DataType, raw: Vec<u8>, count: usize) -> Value {
         assert_eq!(count, shape.iter().product::<usize>(), "{name}: {shape:?} does not hold {count} elements");
+        let digest = (raw.len() >= SHARED_BYTES).then(|| Sha256::digest(&raw).into());
+        if let Some(same) = digest.and_then(|digest| self.large.get(&digest))
+            && (same.data_type, same.shape.as_slice()) == (data_type, shape)
+        {
+            return same.clone();
+        }
         let name = self.unique(name);
         self.proto.initializer.push(TensorProto {
             name: name.clone(),
@@ -230,7 +247,11 @@ impl Graph {
             raw_data: raw,
             ..TensorProto::default()
         });
-        Value { name, shape: shape.into(), data_type }
+        let value = Value { name, shape: shape.into(), data_type };
+        if let Some(digest) = digest {
+            self.large.insert(digest, value.clone());
+        }
+        value
     }
 
     pub fn constant_f32(&mut self, name: &str, shape: &[usize], data: &[f32]) -> Value {

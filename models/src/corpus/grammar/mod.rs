@@ -156,8 +156,6 @@ impl Grammar {
                 }
             }
         }
-        for w in held_out.difference(&taught) {
-        }
         held_out.difference(&taught).cloned().collect()
     }
 
