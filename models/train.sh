@@ -12,6 +12,7 @@ SEED=${SEED:-1}
 GRAMMAR=${GRAMMAR:-}             # a grammar of your own; the home assistant otherwise
 RECORDINGS=${RECORDINGS:-}       # a folder of your own recordings (metadata.csv, wavs/) to train on as well
 CORPUS_QUESTIONS=${CORPUS_QUESTIONS:-60000}
+CORPUS_SWAPPED=${CORPUS_SWAPPED:-}   # questions with swapped words besides; an eighth of the questions where empty
 CORPUS_REPLIES=${CORPUS_REPLIES:-6000}
 CTC_STEPS=${CTC_STEPS:-}         # steps: those of `sa-align tokenizer|decoder|lm` where empty
 HUBERT_STEPS=${HUBERT_STEPS:-}
@@ -28,7 +29,7 @@ mkdir -p "$run"
 step() { echo; echo "== $* ($(date +%H:%M))"; }
 
 step "corpus: $CORPUS_QUESTIONS questions, $CORPUS_REPLIES replies"
-"$bin/sa-align" corpus --output "$run/corpus" --questions "$CORPUS_QUESTIONS" --replies "$CORPUS_REPLIES" --seed "$SEED" \
+"$bin/sa-align" corpus --output "$run/corpus" --questions "$CORPUS_QUESTIONS" --replies "$CORPUS_REPLIES" --seed "$SEED" ${CORPUS_SWAPPED:+--swapped "$CORPUS_SWAPPED"} \
   ${GRAMMAR:+--grammar "$GRAMMAR"} ${RECORDINGS:+--recordings "$RECORDINGS"}
 
 step "tokenizer"

@@ -241,15 +241,52 @@ def examine(args, folder):
         raise Failed(f"the report is not complete: {report}")
 
 
+def wake(args, folder):
+    """A phrase is enrolled through the microphone; then only what follows it is answered."""
+    recordings, phrase, out = os.path.join(HERE, "wake"), os.path.join(folder, "wake.json"), os.path.join(folder, "enrol.txt")
+    enrolling = os.path.join(folder, "enrolling")
+    os.makedirs(enrolling)
+    server, environment = pulse(enrolling)
+    play = lambda name, env: subprocess.run(["paplay", "-d", "vmic", os.path.join(recordings, f"{name}.wav")], env=env, check=True)
+    command = [args.agent, "enrol", "--bundle", args.bundle, "--microphone", "alsa:pulse", "--speaker", "alsa:pulse", "--output", phrase]
+    with open(out, "w", encoding="utf-8") as stdout:
+        agent = subprocess.Popen(command, env=environment, stdout=stdout, stderr=stdout)
+    try:
+        said = lambda words: words in open(out, encoding="utf-8").read()
+        for number in (1, 2, 3):
+            wait_for(f"the request for recording {number}", 30, lambda: said(f"({number} of 3)"))
+            time.sleep(1)
+            play(f"enrol-{number}", environment)
+        wait_for("the end of enrolling", 30, lambda: agent.poll() is not None)
+    finally:
+        agent.terminate()
+        agent.wait()
+        server.terminate()
+        server.wait()
+    if agent.returncode != 0 or not os.path.exists(phrase):
+        raise Failed(f"enrol ended with {agent.returncode}: {open(out, encoding='utf-8').read()}")
+    with Listen(args, folder, "--wake", phrase) as listen:
+        listen.play(QUESTIONS[0])
+        time.sleep(4)
+        if listen.count("settled") or listen.count("wake") or listen.count("state"):
+            raise Failed("it answered, or told of, what did not follow the wake phrase")
+        play("what-time-is-it", listen.environment)
+        wait_for("the answer to the question behind the phrase", 30, lambda: listen.count("settled") == 1)
+        if listen.turns()[0]["transcript"] != "what time is it" or listen.count("wake") != 1:
+            raise Failed(f"behind the wake phrase it heard {listen.turns()[0]['transcript']!r}")
+        listen.end()
+    print("wake phrase: enrolled through the microphone; a question without it was ignored, one behind it answered")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("agent", "bundle", "samples", "scratch"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--tools", default=os.path.join(HERE, "..", "device", "examples", "tools.toml"))
-    parser.add_argument("--only", choices=["check", "unplug", "keys", "examine"], help="one part alone")
+    parser.add_argument("--only", choices=["check", "unplug", "keys", "wake", "examine"], help="one part alone")
     parser.add_argument("--judge", help="the Python that has pocketsphinx; without it nobody listens to the recording")
     args = parser.parse_args()
-    parts = [part for part in (check, unplug, keys, examine) if args.only in (None, part.__name__)]
+    parts = [part for part in (check, unplug, keys, wake, examine) if args.only in (None, part.__name__)]
     for attempt in range(1, 4):
         folder = os.path.join(args.scratch, f"listen-{attempt}")
         shutil.rmtree(folder, ignore_errors=True)

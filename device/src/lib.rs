@@ -37,4 +37,5 @@ pub mod text;
 pub mod tools;
 pub mod turns;
 pub mod vocabulary;
+pub mod wake;
 pub mod words;

@@ -21,6 +21,7 @@ use crate::report::Report;
 use crate::runner::Runner;
 use crate::samples::Samples;
 use crate::target::{Target, progress};
+use crate::units::{self, UNIT_DISTANCES};
 
 /// What to export and how.
 #[derive(Clone, Debug)]
@@ -56,6 +57,9 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
             writer.add_states(&file, values.iter().copied())?;
         }
     }
+    let (k, width) = (checkpoint.tokenizer.units, checkpoint.tokenizer.width);
+    let centroids = checkpoint.tokenizer_weights.tensor("centroids", &[k, width])?;
+    writer.add(UNIT_DISTANCES, &units::distances(&centroids, k))?;
     writer.add("vocabulary.txt", checkpoint.vocabulary.to_text().as_bytes())?;
     let manifest = manifest(&checkpoint, options, &stages, &report)?;
     exporter.progress.finish_and_clear();
@@ -248,6 +252,7 @@ fn manifest(checkpoint: &Checkpoint, options: &Options, stages: &[StageGraph; 4]
         minimum_memory_mb: report.minimum_memory_mb(),
         vocabulary: Some(FileEntry::named("vocabulary.txt")),
         special_tokens,
+        unit_distances: Some(FileEntry::named(UNIT_DISTANCES)),
         stage: Stages {
             tokenizer: Some(tokenizer.entry()),
             lm: Some(lm.entry()),

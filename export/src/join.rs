@@ -67,6 +67,10 @@ pub fn join(from: &[PathBuf], target: &Target) -> Result<(Bundle, Vec<String>)> 
         let (from, entry) = (part.manifest(), part.manifest().stage.require(*name)?);
         let mut files = vec![&entry.graph];
         files.extend(&entry.initial);
+        if *name == StageName::Tokenizer {
+            files.extend(&from.unit_distances);
+            manifest.unit_distances.clone_from(&from.unit_distances);
+        }
         if *name == StageName::Lm {
             files.extend(&from.vocabulary);
             manifest.vocabulary.clone_from(&from.vocabulary);

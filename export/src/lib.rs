@@ -8,6 +8,7 @@
 //! - [`weights`], [`checkpoint`]: reading, with errors that name what is wrong. [`import`]: public checkpoints.
 //! - [`graphs`]: the four graphs of a bundle.
 //! - [`target`]: where the bundle goes. [`choice`], [`budget`]: which form a stage gets, and what it may lose.
+//! - [`units`]: how unlike the units are.
 //! - [`runner`]: a graph on the engine. [`prove`], [`compare`]: what is held against what.
 //! - [`export`]: all of it in order. [`tokenizer`], [`decoder`], [`trunk`]: a public HuBERT, HiFi-GAN or Qwen2 alone; [`join`]: such
 //!   parts into an agent. [`report`]: the figures. [`inspect`]: looking at a bundle.
@@ -30,4 +31,5 @@ pub mod samples;
 pub mod target;
 pub mod tokenizer;
 pub mod trunk;
+pub mod units;
 pub mod weights;

@@ -49,6 +49,7 @@ impl Target {
             licence: self.licence.clone(),
             provenance: self.provenance.clone(),
             vocabulary: None,
+            unit_distances: None,
             special_tokens: Default::default(),
             stage: Stages::default(),
             measured: Default::default(),

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use indicatif::ProgressBar;
-use sa_device::bundle::{Bundle, Manifest, StageName, TOKENIZER_MAX_DELAY};
+use sa_device::bundle::{Bundle, FileEntry, Manifest, StageName, TOKENIZER_MAX_DELAY};
 use toml::{Table, Value};
 
 use crate::budget::{Budgets, Measured};
@@ -21,6 +21,7 @@ use crate::prove::Distance;
 use crate::runner::Runner;
 use crate::samples::Samples;
 use crate::target::{RATE, Target, picture, progress};
+use crate::units::{self, UNIT_DISTANCES};
 
 /// The share of offline units that the default look-ahead reaches.
 pub const AGREEMENT: f64 = 0.95;
@@ -96,7 +97,9 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     let points: Vec<(f64, f64)> = report.curve.iter().map(|(ahead, share)| (*ahead as f64 * report.unit_ms, *share)).collect();
     picture(&writer, "share of units as in the offline pass, by look-ahead", &points)?;
     let part = options.target.part(hubert.path(), &graph, codebook.shape[0], hubert.config.hop())?;
-    let bundle = writer.finish(Manifest { measured: report.to_toml(), ..part })?;
+    writer.add(UNIT_DISTANCES, &units::distances(&codebook.data, codebook.shape[0]))?;
+    let unit_distances = Some(FileEntry::named(UNIT_DISTANCES));
+    let bundle = writer.finish(Manifest { measured: report.to_toml(), unit_distances, ..part })?;
     Ok((bundle, report))
 }
 

@@ -59,6 +59,12 @@ impl Manifest {
         if let Some(tokenizer) = tokenizer {
             self.check_tokenizer(tokenizer)?;
         }
+        if let Some(distances) = &self.unit_distances
+            && distances.bytes != (self.k * self.k) as u64
+        {
+            let (file, found) = (distances.file.clone(), distances.bytes);
+            return Err(BundleError::FileSize { file, expected: (self.k * self.k) as u64, found });
+        }
         decoder.as_ref().map_or(Ok(()), |decoder| self.check_decoder(decoder))
     }
 

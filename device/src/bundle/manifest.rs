@@ -40,6 +40,10 @@ pub struct Manifest {
     /// `vocabulary.txt`, or an imported trunk's `tokenizer.json`; a bundle without a language model has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vocabulary: Option<FileEntry>,
+    /// How unlike the units are: k · k bytes, 255 for those as far apart as half of all pairs or farther. The wake phrase is found
+    /// better with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit_distances: Option<FileEntry>,
     /// Special token → id; must agree with the vocabulary.
     #[serde(default)]
     pub special_tokens: BTreeMap<String, u32>,
@@ -94,13 +98,19 @@ impl Manifest {
 
     /// All files but the manifest.
     pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
-        self.vocabulary.iter().chain(self.stage.present().flat_map(|(_, stage)| std::iter::once(&stage.graph).chain(&stage.initial)))
+        self.vocabulary
+            .iter()
+            .chain(&self.unit_distances)
+            .chain(self.stage.present().flat_map(|(_, stage)| std::iter::once(&stage.graph).chain(&stage.initial)))
     }
 
     pub(super) fn files_mut(&mut self) -> impl Iterator<Item = &mut FileEntry> {
         let Stages { tokenizer, lm, head, decoder } = &mut self.stage;
         let stages = [tokenizer, lm, head, decoder].into_iter().flatten();
-        self.vocabulary.iter_mut().chain(stages.flat_map(|s| std::iter::once(&mut s.graph).chain(&mut s.initial)))
+        self.vocabulary
+            .iter_mut()
+            .chain(&mut self.unit_distances)
+            .chain(stages.flat_map(|s| std::iter::once(&mut s.graph).chain(&mut s.initial)))
     }
 }
 

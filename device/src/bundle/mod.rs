@@ -11,6 +11,7 @@
 //! decoder.onnx     units i64 [1, n] → log_magnitude f32 [1, 4n, bins], phase f32 [1, 4n, bins]
 //!                  or, from a network that makes samples itself, → audio f32 [1, n · samples per unit]
 //! *.f32            initial states that are not zeros (optional, one file a stage)
+//! unit_distances.u8  k · k bytes, see `Manifest::unit_distances` (optional)
 //! ```
 //! A bundle may hold a part of an agent, such as an imported tokenizer alone; lm, head and vocabulary go together, but for a trunk that
 //! reads text only: an lm without head and without the inputs `units` and `is_group`.
@@ -101,6 +102,13 @@ impl Bundle {
     /// The `tokenizer.json` of an imported trunk, if the text is its.
     pub fn text_tokenizer(&self) -> Option<PathBuf> {
         self.manifest.vocabulary.as_ref().filter(|entry| is_json(entry)).map(|entry| self.dir.join(&entry.file))
+    }
+
+    /// How unlike the units are, `[k, k]` in 255ths, where the bundle says it.
+    pub fn unit_distances(&self) -> Result<Option<Vec<u8>>, BundleError> {
+        let Some(entry) = &self.manifest.unit_distances else { return Ok(None) };
+        let path = self.dir.join(&entry.file);
+        std::fs::read(&path).map(Some).map_err(|source| BundleError::Read { path, source })
     }
 
     /// The path of a stage's graph.

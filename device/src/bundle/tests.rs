@@ -28,6 +28,7 @@ fn tiny() -> Manifest {
         licence: "MIT".into(),
         provenance: "random".into(),
         vocabulary: Some(FileEntry::named("vocabulary.txt")),
+        unit_distances: None,
         special_tokens: crate::vocabulary::SPECIALS.iter().zip(0..).map(|(s, i)| ((*s).to_owned(), i)).collect(),
         stage: Stages {
             tokenizer: Some(stage(

@@ -99,6 +99,7 @@ impl Company {
             Happening::State { state: State::Listening, .. } => self.events.signal(&Signal::Listening),
             Happening::State { state: State::Idle, .. } => self.events.signal(&Signal::Idle),
             Happening::State { .. } => {}
+            Happening::Wake { .. } => self.events.signal(&Signal::Wake),
             Happening::Agent(event) => self.event(event),
             Happening::Settled { turn, question, .. } => {
                 if turn.stopped == Stopped::Interrupted {

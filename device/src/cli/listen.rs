@@ -28,6 +28,9 @@ pub struct Args {
     /// The voice does not interrupt an answer.
     #[arg(long)]
     pub no_barge_in: bool,
+    /// Answers only what follows the wake phrase in this file, which `sa-agent enrol` writes.
+    #[arg(long, value_name = "FILE", env = "SA_WAKE")]
+    pub wake: Option<std::path::PathBuf>,
     /// One JSON object a line instead of a conversation to read.
     #[arg(long)]
     pub json: bool,
@@ -63,6 +66,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     use sa_device::conversation::{Control, Conversation, Happening, Mind};
     use sa_device::pipeline::Agent;
     use sa_device::tools::{Tools, default_state_dir};
+    use sa_device::wake::WakePhrase;
     use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
     use super::around::Company;
@@ -90,7 +94,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut limits = settings.conversation;
     // The graphs share the machine with the audio: the decoder beside the language model keeps the answer ahead of its playback.
     limits.threads = limits.threads.max(2);
-    let agent = Agent::open(&*engine, bundle, tools, limits).context("while loading the bundle")?;
+    let wake = &mut settings.live.wake;
+    wake.phrase = args.wake.or(wake.phrase.take());
+    let matcher = match &wake.phrase {
+        Some(path) => Some(WakePhrase::load(path, &bundle).and_then(|phrase| phrase.matcher(&bundle, wake.threshold))?),
+        None => None,
+    };
+    let mut agent = Agent::open(&*engine, bundle, tools, limits).context("while loading the bundle")?;
+    agent.wake_by(matcher);
     let device = LiveDevice::open(settings.audio).context("while opening microphone and speaker")?;
     screen.ready(&Ready { bundle: &name, engine: engine.name(), ms: started.elapsed().as_secs_f64() * 1e3 })?;
     screen.note(device.opened())?;

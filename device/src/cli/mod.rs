@@ -5,6 +5,7 @@ mod around;
 mod bench;
 mod devices;
 mod doctor;
+mod enrol;
 mod listen;
 mod output;
 mod replay;
@@ -40,6 +41,8 @@ enum Command {
     Replay(replay::Args),
     /// A conversation over microphone and loudspeaker, until Ctrl-C.
     Listen(Box<listen::Args>),
+    /// Learns a wake phrase from hearing it three times.
+    Enrol(enrol::Args),
     /// The microphones and loudspeakers of this machine, and which would be chosen.
     Devices(devices::Args),
     /// What is wrong: opens microphone and speaker, plays a chirp, times each stage, looks at the machine, and writes a report.
@@ -55,6 +58,7 @@ pub fn main() -> ExitCode {
         Command::Talk(args) => talk::run(args),
         Command::Replay(args) => replay::run(args),
         Command::Listen(args) => listen::run(*args),
+        Command::Enrol(args) => enrol::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Bench(args) => bench::run(args),

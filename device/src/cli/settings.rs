@@ -86,7 +86,15 @@ fn read(path: &Path) -> anyhow::Result<File> {
     let mut file: File = toml::from_str(&text).with_context(|| format!("while reading the settings {}", path.display()))?;
     // A bare file name has the empty path as its folder; joined to that, a program would be looked for in PATH.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let paths = [&mut file.bundle, &mut file.tools, &mut file.ort_library, &mut file.state, &mut file.field_log, &mut file.events_socket];
+    let paths = [
+        &mut file.bundle,
+        &mut file.tools,
+        &mut file.ort_library,
+        &mut file.state,
+        &mut file.field_log,
+        &mut file.events_socket,
+        &mut file.live.wake.phrase,
+    ];
     for inside in paths.into_iter().flatten() {
         *inside = folder.join(&*inside);
     }

@@ -18,6 +18,8 @@ use crate::tools::{Due, Now};
 pub enum Order {
     /// A question begins.
     Begin,
+    /// A question begins that needs the wake phrase.
+    BeginAsleep,
     /// More of it.
     Push(Vec<f32>),
     /// Does this question seem complete?
@@ -39,6 +41,10 @@ pub enum Order {
 /// What the agent tells about the question of this number.
 #[derive(Debug)]
 pub enum Report {
+    /// The wake phrase was said.
+    Called(u64),
+    /// There is nothing to answer: the wake phrase was not said, or nothing behind it.
+    NotAsked(u64),
     /// How probable it is that the question is complete.
     Complete(u64, f32),
     /// See [`Event`].
@@ -144,12 +150,14 @@ pub struct Worker {
     pending: Option<(Turn, Vec<i16>)>,
     /// The question as it was heard.
     question: Vec<i16>,
+    /// The wake phrase was reported.
+    called: bool,
     rang: bool,
 }
 
 impl Worker {
     fn new(agent: Agent) -> Self {
-        Self { agent, pending: None, question: Vec::new(), rang: false }
+        Self { agent, pending: None, question: Vec::new(), called: false, rang: false }
     }
 
     fn carry_out(&mut self, order: Order, wanted: &AtomicU64, report: &mut dyn FnMut(Report)) {
@@ -166,12 +174,20 @@ impl Worker {
         match order {
             Order::Begin => {
                 self.question.clear();
+                self.called = false;
                 self.agent.begin("microphone")
+            }
+            Order::BeginAsleep => {
+                self.question.clear();
+                self.called = false;
+                self.agent.begin_asleep("microphone")
             }
             Order::Push(mut samples) => {
                 // A replay of the field log hears the very same samples.
                 field::round(&mut samples, &mut self.question);
-                self.agent.push(&samples, None)
+                self.agent.push(&samples, None)?;
+                self.tell_if_called(wanted.load(Relaxed), report);
+                Ok(())
             }
             Order::Complete(question) => {
                 if let Some(p) = self.agent.complete()? {
@@ -204,6 +220,12 @@ impl Worker {
         }
     }
 
+    fn tell_if_called(&mut self, question: u64, report: &mut dyn FnMut(Report)) {
+        if self.agent.called() && !std::mem::replace(&mut self.called, true) {
+            report(Report::Called(question));
+        }
+    }
+
     fn look(&mut self, report: &mut dyn FnMut(Report)) {
         let tools = self.agent.tools();
         let (due, problem) = tools.due(Now::read());
@@ -217,6 +239,16 @@ impl Worker {
     fn answer(&mut self, question: u64, wanted: &AtomicU64, report: &mut dyn FnMut(Report)) -> Result<(), AgentError> {
         if wanted.load(Relaxed) != question {
             return self.agent.abandon();
+        }
+        let asked = self.agent.asked()?;
+        self.tell_if_called(question, report);
+        if !asked {
+            report(Report::NotAsked(question));
+            return self.agent.abandon();
+        }
+        if self.called {
+            // The sound has the phrase in it, which is no part of the question: a replay goes by the units.
+            self.question.clear();
         }
         // Events and samples go the same way, in their order.
         let reports = std::cell::RefCell::new(report);

@@ -26,6 +26,7 @@ use crate::hearing::{ActivitySettings, Change, Hearing};
 use crate::pipeline::{Event, Turn};
 use crate::tools::{Due, Volume};
 use crate::turns::{Action, Input, State, Time, Timeouts, TurnSettings, Turns};
+use crate::wake::WakeSettings;
 
 /// Silence after which the agent is asked whether the question is complete: the tokenizer is 200 ms late.
 const GUESS_AFTER: Duration = Duration::from_millis(260);
@@ -38,6 +39,8 @@ pub struct LiveSettings {
     pub turns: TurnSettings,
     /// See [`ActivitySettings`].
     pub activity: ActivitySettings,
+    /// See [`WakeSettings`].
+    pub wake: WakeSettings,
     /// A question that consists of exactly one of these ends the answer and is not answered.
     pub stop_words: Vec<String>,
 }
@@ -45,7 +48,7 @@ pub struct LiveSettings {
 impl Default for LiveSettings {
     fn default() -> Self {
         let stop_words = ["stop", "stop it", "stop please", "be quiet", "quiet"].map(str::to_owned).to_vec();
-        Self { turns: TurnSettings::default(), activity: ActivitySettings::default(), stop_words }
+        Self { turns: TurnSettings::default(), activity: ActivitySettings::default(), wake: WakeSettings::default(), stop_words }
     }
 }
 
@@ -90,6 +93,11 @@ pub enum Happening {
         at_s: f64,
         state: State,
     },
+    /// The wake phrase was said.
+    Wake {
+        /// Seconds since the beginning.
+        at_s: f64,
+    },
     /// The turn is over; `turn` tells what was heard of it.
     Settled {
         turn: Box<Turn>,
@@ -121,6 +129,15 @@ pub struct Conversation<D: Duplex> {
     ringing: bool,
     /// Number of the question; reports on others are out of date.
     question: u64,
+    /// Until when questions need no wake phrase; for ever where there is none.
+    awake_until: Time,
+    /// When the question that is being heard began, whether it needs the phrase, and whether it still waits for it.
+    began: Time,
+    needs_phrase: bool,
+    asleep: bool,
+    /// The state before this frame's inputs, and the one that was told last.
+    before: State,
+    told: State,
     /// The question is open: sound up to here was given to the agent.
     pushed: Option<Time>,
     /// The answer is out; it is heard to its end in so many frames.
@@ -149,6 +166,12 @@ impl<D: Duplex> Conversation<D> {
             ringer: Ringer::default(),
             ringing: false,
             question: 0,
+            awake_until: Duration::ZERO,
+            began: Duration::ZERO,
+            needs_phrase: false,
+            asleep: false,
+            before: State::Idle,
+            told: State::Idle,
             pushed: None,
             ending: None,
             waited: Waited::default(),
@@ -190,6 +213,7 @@ impl<D: Duplex> Conversation<D> {
     /// When the device will not come back, or the agent's thread has died.
     pub fn frame(&mut self, tell: &mut dyn FnMut(&Happening)) -> Result<(), AudioError> {
         let before = self.turns.state();
+        self.before = before;
         let mut microphone = [0.0; FRAME];
         self.device.listen(&mut microphone)?;
         let mut speaker: Frame = [0.0; FRAME];
@@ -218,7 +242,10 @@ impl<D: Duplex> Conversation<D> {
         }
         while let Some(control) = self.controls.dequeue() {
             let input = match control {
-                Control::KeyDown => Input::KeyDown,
+                Control::KeyDown => {
+                    self.stay_awake();
+                    Input::KeyDown
+                }
                 Control::KeyUp => Input::KeyUp,
                 Control::Stop => {
                     self.mind.order(Order::Quiet);
@@ -240,8 +267,11 @@ impl<D: Duplex> Conversation<D> {
             self.guess = false;
             self.mind.order(Order::Complete(self.question));
         }
-        if self.turns.state() != before {
-            tell(&Happening::State { at_s: self.hearing.now().as_secs_f64(), state: self.turns.state() });
+        // Talk that is not meant for the agent is nobody's business.
+        let state = if self.asleep { State::Idle } else { self.turns.state() };
+        if state != self.told {
+            self.told = state;
+            tell(&Happening::State { at_s: self.hearing.now().as_secs_f64(), state });
         }
         if self.hearing.now().as_millis().is_multiple_of(1000) {
             self.mind.order(Order::Look);
@@ -264,7 +294,8 @@ impl<D: Duplex> Conversation<D> {
             Action::Begin { since } => {
                 self.question += 1;
                 self.mind.want(self.question);
-                self.mind.order(Order::Begin);
+                self.asleep = self.begin_asleep(since);
+                self.mind.order(if self.asleep { Order::BeginAsleep } else { Order::Begin });
                 self.pushed = Some(since);
                 self.push();
             }
@@ -291,6 +322,21 @@ impl<D: Duplex> Conversation<D> {
             Action::Silence => self.playback.clear(),
             Action::Forget => self.mind.order(Order::Forget),
         }
+    }
+
+    /// Does a question that begins now need the wake phrase? Not behind an answer or into one, while something rings, or by the key.
+    fn begin_asleep(&mut self, since: Time) -> bool {
+        // A question that goes on is heard again from its beginning, the phrase included.
+        if since != std::mem::replace(&mut self.began, since) {
+            let wanted = self.settings.wake.phrase.is_some();
+            self.needs_phrase = wanted && self.before == State::Idle && !self.ringing && since > self.awake_until;
+        }
+        self.needs_phrase
+    }
+
+    /// Questions need no phrase for a while from now on.
+    fn stay_awake(&mut self) {
+        self.awake_until = self.hearing.now() + self.settings.wake.awake;
     }
 
     /// Nothing that the agent still says about this question is wanted.
@@ -342,6 +388,18 @@ impl<D: Duplex> Conversation<D> {
                 }
                 tell(&Happening::Agent(event));
             }
+            Report::Called(question) => {
+                if question == self.question {
+                    self.asleep = false;
+                    self.stay_awake();
+                    tell(&Happening::Wake { at_s: self.hearing.now().as_secs_f64() });
+                }
+            }
+            Report::NotAsked(question) => {
+                if question == self.question {
+                    self.input(Input::Read { understood: false });
+                }
+            }
             Report::Complete(question, p) => {
                 if question == self.question && !self.hearing.activity().speaking() {
                     self.input(Input::Complete(p));
@@ -368,6 +426,7 @@ impl<D: Duplex> Conversation<D> {
                 }
             }
             Report::Settled(turn, question) => {
+                self.stay_awake();
                 let w = &mut self.waited;
                 w.voice_to_voice = w.endpoint + w.first_text + w.first_audio + w.playback + w.audible;
                 tell(&Happening::Settled { turn, waited_ms: *w, question });

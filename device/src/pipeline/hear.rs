@@ -21,7 +21,25 @@ pub(super) struct Heard {
     read: usize,
     /// Groups beyond this position are not read: the answer needs room too.
     limit: usize,
+    called: Called,
+    /// Energy of the sound of each unit of the question.
+    energies: Vec<f32>,
 }
+
+/// Has the wake phrase been said?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Called {
+    /// It need not be.
+    NeedNot,
+    /// Not yet; so many units have been looked at.
+    NotYet(usize),
+    /// It has: so many units were taken away with it.
+    Yes(usize),
+}
+
+/// Units of a question behind the wake phrase that must be about as loud as the phrase (25 dB).
+const ASKED: usize = 4;
+const AS_LOUD: f32 = 3e-3;
 
 impl Agent {
     /// Begins to hear a question. One that is still open, and an answer that was not settled, are forgotten.
@@ -43,8 +61,71 @@ impl Agent {
             gate: Gate::new(self.settings.silence_dbfs),
             read: 0,
             limit: self.lm.position() + self.lm.context() * 3 / 8,
+            called: Called::NeedNot,
+            energies: Vec::new(),
         });
         Ok(())
+    }
+
+    /// As [`Agent::begin`], but only what is said behind the wake phrase counts: the language model does not hear what comes before.
+    /// Without a phrase ([`Agent::wake_by`]) it is the same.
+    ///
+    /// # Errors
+    /// See [`Agent::begin`].
+    pub fn begin_asleep(&mut self, source: &str) -> Result<(), AgentError> {
+        self.begin(source)?;
+        if let (Some(matcher), Some(heard)) = (&mut self.wake, &mut self.heard) {
+            matcher.reset();
+            heard.called = Called::NotYet(0);
+        }
+        Ok(())
+    }
+
+    /// Has the wake phrase been heard in this question?
+    pub fn called(&self) -> bool {
+        self.heard.as_ref().is_some_and(|heard| matches!(heard.called, Called::Yes(_)))
+    }
+
+    /// The question is over: is there anything to answer? What began asleep needs the wake phrase, and something said behind it.
+    ///
+    /// # Errors
+    /// See [`Agent::begin`].
+    pub fn asked(&mut self) -> Result<bool, AgentError> {
+        let Some(mut heard) = self.heard.take() else { return Ok(false) };
+        let asked = self.end_of_question(&mut heard);
+        self.heard = Some(heard);
+        asked
+    }
+
+    fn end_of_question(&mut self, heard: &mut Heard) -> Result<bool, AgentError> {
+        self.flush(heard)?;
+        self.look_for_phrase(heard, true);
+        let Called::Yes(phrase) = heard.called else { return Ok(heard.called == Called::NeedNot) };
+        // Units are late: the sound of unit n is that of n - late.
+        let end = phrase.saturating_sub(self.bundle.manifest().tokenizer_delay()).min(heard.energies.len());
+        let (before, behind) = heard.energies.split_at(end);
+        let loudest = before.iter().copied().fold(0.0, f32::max);
+        Ok(behind.iter().filter(|energy| **energy > AS_LOUD * loudest).count() >= ASKED)
+    }
+
+    fn flush(&mut self, heard: &mut Heard) -> Result<(), AgentError> {
+        if !std::mem::replace(&mut heard.whole, true) {
+            self.tokenizer.flush(&mut heard.units)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the wake phrase, and what came before it, away from the question. `over`: nothing more will be heard.
+    fn look_for_phrase(&mut self, heard: &mut Heard, over: bool) {
+        let (Called::NotYet(seen), Some(matcher)) = (heard.called, &mut self.wake) else { return };
+        let found = heard.units[seen..].iter().find_map(|unit| matcher.step(*unit));
+        heard.called = match found.or_else(|| matcher.found().filter(|_| over)) {
+            None => Called::NotYet(heard.units.len()),
+            Some(end) => {
+                heard.units.drain(..end);
+                Called::Yes(end)
+            }
+        };
     }
 
     /// Takes in the next samples (16 kHz) of the question that [`Agent::begin`] began; without one they are ignored. `at` is when the
@@ -64,7 +145,16 @@ impl Agent {
 
     fn read_on(&mut self, heard: &mut Heard, samples: &[f32]) -> Result<(), AgentError> {
         self.tokenizer.step(samples, &mut heard.units)?;
-        if heard.loud { self.read_groups(heard, false) } else { Ok(()) }
+        if heard.called != Called::NeedNot {
+            let unit = self.bundle.manifest().samples_per_unit();
+            for (n, sample) in (heard.samples - samples.len()..).zip(samples) {
+                heard.energies.resize(n / unit + 1, 0.0);
+                heard.energies[n / unit] += sample * sample;
+            }
+            self.look_for_phrase(heard, false);
+        }
+        let asleep = matches!(heard.called, Called::NotYet(_));
+        if heard.loud && !asleep { self.read_groups(heard, false) } else { Ok(()) }
     }
 
     /// How probable it is that the question that is being heard is complete, 0 to 1: how sure the model is of the transcript that it
@@ -109,9 +199,7 @@ impl Agent {
     /// The question is over: flushes the tokenizer. After a question with sound the model has read `<user> g g g … <transcribe>` or,
     /// without a transcript, `<user> g g g …`.
     pub(super) fn end_hearing(&mut self, heard: &mut Heard) -> Result<(), AgentError> {
-        if !heard.whole {
-            self.tokenizer.flush(&mut heard.units)?;
-        }
+        self.flush(heard)?;
         if heard.loud {
             self.read_groups(heard, true)?;
             if self.bundle.manifest().transcript {

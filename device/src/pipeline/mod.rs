@@ -36,6 +36,7 @@ use crate::engine::Engine;
 use crate::stage::{Decoder, Lm, LmInput, StageError, Tokenizer};
 use crate::text::{Specials, Text};
 use crate::tools::Tools;
+use crate::wake::Matcher;
 use hear::Heard;
 use history::History;
 use voice::Voice;
@@ -78,6 +79,7 @@ pub struct Agent {
     turn_id: u64,
     /// The question that is being heard.
     heard: Option<Heard>,
+    wake: Option<Matcher>,
 }
 
 impl Agent {
@@ -90,12 +92,17 @@ impl Agent {
         let decoder = Decoder::open(engine, &bundle)?;
         let voice = if settings.threads > 1 { Voice::on_thread(decoder) } else { Voice::here(decoder) };
         let history = History::new(lm.context() / 4, settings.history_turns);
-        Ok(Self { bundle, tokenizer, lm, text, special, voice, tools, history, settings, turn_id: 0, heard: None })
+        Ok(Self { bundle, tokenizer, lm, text, special, voice, tools, history, settings, turn_id: 0, heard: None, wake: None })
     }
 
     /// The bundle that is running.
     pub fn bundle(&self) -> &Bundle {
         &self.bundle
+    }
+
+    /// What [`Agent::begin_asleep`] waits for.
+    pub fn wake_by(&mut self, matcher: Option<Matcher>) {
+        self.wake = matcher;
     }
 
     /// The longest question in seconds: the setting, or less where the model's context is short.

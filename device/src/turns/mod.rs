@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub(crate) use settings::milliseconds;
 pub use settings::{Idle, Interrupted, Listening, Speaking, Thinking, TurnSettings};
 
 /// Time since a moment that the caller chose.

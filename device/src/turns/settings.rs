@@ -138,7 +138,7 @@ impl Default for Interrupted {
 /// The longest time that a setting can have: an hour.
 const LONGEST_MS: u64 = 3_600_000;
 
-fn milliseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+pub(crate) fn milliseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let ms = u64::deserialize(deserializer)?;
     if ms > LONGEST_MS {
         return Err(serde::de::Error::custom(format!("{ms} ms is longer than an hour ({LONGEST_MS} ms)")));

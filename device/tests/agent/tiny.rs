@@ -86,6 +86,7 @@ impl Tiny {
             licence: "MIT OR Apache-2.0".into(),
             provenance: "random weights".into(),
             vocabulary: Some(FileEntry::named("vocabulary.txt")),
+            unit_distances: None,
             special_tokens: SPECIALS.iter().zip(0..).map(|(token, id)| ((*token).to_owned(), id)).collect(),
             stage: stages,
             measured: toml::Table::new(),

@@ -16,6 +16,10 @@ pub struct Args {
     /// Spoken questions in all, test and dev among them
     #[arg(long, default_value_t = 60_000)]
     questions: usize,
+    /// Spoken questions besides, in which words stand for each other ("lock the garlic"), to learn transcription by the sound alone
+    /// (an eighth of the questions by default)
+    #[arg(long)]
+    swapped: Option<usize>,
     /// Spoken replies in the agent's voice
     #[arg(long, default_value_t = 6_000)]
     replies: usize,
@@ -39,12 +43,13 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let Args { output, questions, replies, seed, grammar, synthesisers, recordings, jobs, show: count } = args;
+    let Args { output, questions, swapped, replies, seed, grammar, synthesisers, recordings, jobs, show: count } = args;
     if let Some(count) = count {
         return show(grammar, seed, count);
     }
     let output = output.context("no --output")?;
-    let options = Options { output, questions, replies, seed, grammar, synthesisers, recordings, jobs };
+    let swapped = swapped.unwrap_or(questions / 8);
+    let options = Options { output, questions, swapped, replies, seed, grammar, synthesisers, recordings, jobs };
     let manifest = make(&options).with_context(|| format!("while making the corpus in {}", options.output.display()))?;
     println!("{} questions, {} replies, {} text tokens, {} phones", manifest.questions, manifest.replies, manifest.words, manifest.phones);
     for (what, hours) in &manifest.hours {

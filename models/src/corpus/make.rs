@@ -40,6 +40,9 @@ const SYNTHESISERS: &str = include_str!("../../grammar/synthesisers.toml");
 pub struct Options {
     pub output: PathBuf,
     pub questions: usize,
+    /// Questions besides, whose words are swapped ("lock the garlic"): for transcription alone. In a context where training has heard some
+    /// words only, a model writes one of those rather than the word it hears.
+    pub swapped: usize,
     pub replies: usize,
     pub seed: u64,
     /// The home assistant of this repository when `None`.
@@ -59,6 +62,8 @@ pub struct Manifest {
     pub complete: bool,
     pub seed: u64,
     pub questions: usize,
+    #[serde(default)]
+    pub swapped: usize,
     pub replies: usize,
     pub recordings: usize,
     pub grammar_sha256: String,
@@ -115,6 +120,17 @@ fn plan_questions(grammar: &Grammar, synthesisers: &Synthesisers, options: &Opti
         Question { split, set, sampled: grammar.sample(&mut generator(options.seed, "question", index), split) }
     };
     (0..options.questions).map(question).collect()
+}
+
+/// Texts of a grammar with swapped lists, none of them a question of the corpus. Fewer than asked for where it has no more.
+fn plan_swapped(grammar: &Grammar, questions: &[Question], options: &Options) -> Vec<String> {
+    let known: BTreeSet<&str> = questions.iter().map(|question| question.sampled.turn.question.as_str()).collect();
+    let draw = |index: usize| {
+        let mut rng = generator(options.seed, "swapped", index);
+        let mut texts = (0..50).map(|_| grammar.sample(&mut rng, Split::Train).turn.question);
+        texts.find(|text| !text.is_empty() && !known.contains(text.as_str()))
+    };
+    (0..options.swapped).filter_map(draw).collect()
 }
 
 /// Distinct texts for the agent's voice: replies of the grammar, then sentences of words that these leave rare.
@@ -218,6 +234,7 @@ fn begin(options: &Options, manifest: &Manifest, grammar: &str, synthesisers: &s
         let fields = [
             ("seed", before.seed == manifest.seed),
             ("questions", before.questions == manifest.questions),
+            ("number of swapped questions", before.swapped == manifest.swapped),
             ("replies", before.replies == manifest.replies),
             ("recordings", before.recordings == manifest.recordings),
             ("grammar", before.grammar_sha256 == manifest.grammar_sha256),
@@ -255,10 +272,11 @@ pub fn make(options: &Options) -> Result<Manifest, Error> {
     let recordings: Vec<Recording> = options.recordings.as_deref().map(recordings::list).transpose()?.unwrap_or_default();
 
     let questions = plan_questions(&grammar, &synthesisers, options);
+    let swapped = plan_swapped(&Grammar::parse_swapped(&grammar_path, &grammar_text)?, &questions, options);
     let replies = plan_replies(&grammar, options);
     let mut words: BTreeSet<String> = grammar.words().clone();
     let texts = questions.iter().flat_map(|question| [&question.sampled.turn.question, &question.sampled.turn.reply]);
-    let texts = texts.chain(replies.iter().map(|(_, text)| text)).chain(recordings.iter().map(|recording| &recording.text));
+    let texts = texts.chain(&swapped).chain(replies.iter().map(|(_, text)| text)).chain(recordings.iter().map(|recording| &recording.text));
     words.extend(texts.flat_map(|text| text.split_whitespace()).map(str::to_owned));
     let lexicon = Lexicon::new(phonemise(&words)?);
     let vocabulary = Vocabulary::from_words(grammar.words());
@@ -267,6 +285,7 @@ pub fn make(options: &Options) -> Result<Manifest, Error> {
         complete: false,
         seed: options.seed,
         questions: questions.len(),
+        swapped: swapped.len(),
         replies: replies.len(),
         recordings: recordings.len(),
         grammar_sha256: sha256(&grammar_text),
@@ -324,7 +343,16 @@ pub fn make(options: &Options) -> Result<Manifest, Error> {
             record.history.clone_from(&sampled.history);
             Ok((record, wave::to_i16(&samples)))
         })?;
-        shards(&folder.join("questions"), questions.len().div_ceil(SHARD), recordings.len(), "recorded ", |index| {
+        let after = questions.len().div_ceil(SHARD);
+        shards(&folder.join("questions"), after, swapped.len(), "swapped  ", |index| {
+            let voice = synthesisers.draw_for_training(&mut generator(options.seed, "swapped voice", index));
+            let samples = voice.speak(&swapped[index], &synthesis::scratch(&scratch))?;
+            let id = format!("s{index:06}");
+            let text = swapped[index].clone();
+            let record = Utterance::new(id, Split::Train, "trained", "transcribe".to_owned(), voice.name(), None, text);
+            Ok((record, wave::to_i16(&samples)))
+        })?;
+        shards(&folder.join("questions"), after + swapped.len().div_ceil(SHARD), recordings.len(), "recorded ", |index| {
             let recording = &recordings[index];
             let samples = wave::read(&recording.wav, 1.0)?;
             let record = Utterance::new(

@@ -57,19 +57,27 @@ pub struct Bench {
     pub endpoints: Vec<f64>,
     pub problems: Vec<String>,
     pub states: Vec<State>,
+    /// How often the wake phrase was heard.
+    pub woken: usize,
 }
 
 impl Bench {
     pub fn new(room: Room) -> Self {
+        Self::with(room, agent(), |_| ())
+    }
+
+    pub fn with(room: Room, agent: Agent, change: impl FnOnce(&mut LiveSettings)) -> Self {
         let device = SimDevice::new(room).expect("usual rates");
-        let conversation = Conversation::new(device, Mind::here(agent()), LiveSettings::default(), Volume::default());
-        let mut bench = Self { conversation, turns: Vec::new(), endpoints: Vec::new(), problems: Vec::new(), states: Vec::new() };
+        let mut settings = LiveSettings::default();
+        change(&mut settings);
+        let conversation = Conversation::new(device, Mind::here(agent), settings, Volume::default());
+        let mut bench = Self { conversation, turns: Vec::new(), endpoints: Vec::new(), problems: Vec::new(), states: Vec::new(), woken: 0 };
         bench.run(1.0);
         bench
     }
 
     fn frame(&mut self) {
-        let Self { turns, endpoints, problems, states, .. } = self;
+        let Self { turns, endpoints, problems, states, woken, .. } = self;
         let mut tell = |happening: &Happening| match happening {
             Happening::Settled { turn, waited_ms, .. } => {
                 turns.push((**turn).clone());
@@ -77,6 +85,7 @@ impl Bench {
             }
             Happening::Problem { message } => problems.push(message.clone()),
             Happening::State { state, .. } => states.push(*state),
+            Happening::Wake { .. } => *woken += 1,
             _ => {}
         };
         self.conversation.frame(&mut tell).expect("the simulation does not fail");
@@ -124,8 +133,11 @@ impl Bench {
     }
 
     pub fn say(&mut self, name: &str) {
-        let voice = read_wav(&sample(name), 30.0).expect("a sample");
-        self.conversation.device().say(&voice);
+        self.hear(&read_wav(&sample(name), 30.0).expect("a sample"));
+    }
+
+    pub fn hear(&mut self, voice: &[f32]) {
+        self.conversation.device().say(voice);
     }
 
     /// Seconds from the first loud sample of the user to a speaker that is silent; none if it speaks on.

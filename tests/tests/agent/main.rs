@@ -12,3 +12,4 @@ mod long;
 mod resources;
 mod streaming;
 mod tools;
+mod wake;

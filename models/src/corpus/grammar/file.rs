@@ -184,6 +184,26 @@ impl Compiler<'_> {
     }
 }
 
+/// Gives every list the words of the others of its kind (single names of things, or phrases) in place of its own. Short lists (on, off)
+/// and spelled ones stay.
+fn swap(lists: &mut BTreeMap<String, Vec<String>>, spelled: &[String]) {
+    const SHORT: usize = 5;
+    let words = |texts: &[String]| texts.iter().map(|text| text.split(' ').count()).sum::<usize>();
+    let is_phrases = |texts: &[String]| words(texts) >= 2 * texts.len();
+    let own: BTreeMap<String, Vec<String>> = lists
+        .iter()
+        .filter(|(name, texts)| texts.len() >= SHORT && !spelled.contains(name))
+        .map(|(name, texts)| (name.clone(), texts.clone()))
+        .collect();
+    for (name, texts) in &own {
+        let others = own.iter().filter(|(other, list)| *other != name && is_phrases(list) == is_phrases(texts));
+        let foreign: BTreeSet<&String> = others.flat_map(|(_, list)| list).filter(|text| !texts.contains(text)).collect();
+        if !foreign.is_empty() {
+            lists.insert(name.clone(), foreign.into_iter().cloned().collect());
+        }
+    }
+}
+
 impl Grammar {
     /// Reads and checks a grammar.
     ///
@@ -199,11 +219,27 @@ impl Grammar {
     /// # Errors
     /// [`Error::Format`] with file, line and what is wrong.
     pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
-        let file: GrammarFile = toml::from_str(text).map_err(|error| Error::Format {
+        Self::parse_as(path, text, false)
+    }
+
+    /// The same grammar with the words of its lists swapped: questions that sound like its own and make no sense ("lock the garlic"),
+    /// to learn hearing by the sound alone.
+    ///
+    /// # Errors
+    /// As [`Grammar::parse`].
+    pub fn parse_swapped(path: &Path, text: &str) -> Result<Self, Error> {
+        Self::parse_as(path, text, true)
+    }
+
+    fn parse_as(path: &Path, text: &str, swapped: bool) -> Result<Self, Error> {
+        let mut file: GrammarFile = toml::from_str(text).map_err(|error| Error::Format {
             path: path.to_owned(),
             line: error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1),
             message: error.message().to_owned(),
         })?;
+        if swapped {
+            swap(&mut file.lists, &file.spelled);
+        }
         let at_top = |message: String| Error::Format { path: path.to_owned(), line: 1, message };
         if file.version != 1 {
             return Err(at_top(format!("grammar version {} is not known; this program reads version 1", file.version)));

@@ -64,6 +64,20 @@ fn no_word_is_held_out() {
     assert_eq!(test.difference(&train).collect::<Vec<_>>(), Vec::<&String>::new());
 }
 
+/// With swapped lists a question has another list's words, and never its own.
+#[test]
+fn swapped_words_are_those_of_other_lists() {
+    let grammar = Grammar::parse_swapped(Path::new("home.toml"), include_str!("../../../grammar/home.toml")).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    let calls: Vec<String> = (0..20_000).filter_map(|_| grammar.sample(&mut rng, Split::Train).turn.call).collect();
+    let removed: BTreeSet<&str> = calls.iter().filter_map(|call| call.strip_prefix("list remove ")).collect();
+    assert!(removed.len() > 50, "{removed:?}");
+    for (word, own) in [("bread", true), ("grapes", true), ("kitchen", false), ("paris", false)] {
+        assert_eq!(removed.contains(word), !own, "{word}");
+    }
+    assert!(calls.iter().any(|call| call.ends_with(" on")) && grammar.words() == home().words());
+}
+
 #[test]
 fn every_category_is_in_every_split() {
     let grammar = home();

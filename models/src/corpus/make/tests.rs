@@ -1,7 +1,17 @@
 use super::*;
 
 fn options(folder: &Path) -> Options {
-    Options { output: folder.to_owned(), questions: 60, replies: 20, seed: 7, grammar: None, synthesisers: None, recordings: None, jobs: 2 }
+    Options {
+        output: folder.to_owned(),
+        questions: 60,
+        swapped: 8,
+        replies: 20,
+        seed: 7,
+        grammar: None,
+        synthesisers: None,
+        recordings: None,
+        jobs: 2,
+    }
 }
 
 #[test]
@@ -11,7 +21,9 @@ fn makes_reads_and_goes_on() {
     let manifest = make(&options).unwrap();
     assert!(manifest.complete);
     let corpus = Corpus::open(&options.output).unwrap();
-    assert_eq!([Split::Train, Split::Dev, Split::Test].map(|split| corpus.questions(split).len()).iter().sum::<usize>(), 60);
+    assert_eq!([Split::Train, Split::Dev, Split::Test].map(|split| corpus.questions(split).len()).iter().sum::<usize>(), 68);
+    let swapped: Vec<&Utterance> = corpus.questions(Split::Train).iter().filter(|question| question.dialogue.is_none()).collect();
+    assert!(swapped.len() == 8 && swapped.iter().all(|question| question.id.starts_with('s') && question.category == "transcribe"));
     for question in corpus.questions(Split::Train).iter().filter(|question| !question.text.is_empty()) {
         let samples = corpus.audio(question).unwrap();
         assert!(samples.len() > 6000, "{} samples of {:?}", samples.len(), question.text);
@@ -50,7 +62,7 @@ fn recordings_join_with_a_transcript_only() {
         lines += &format!("r{index}|Turn on light {index}, please.\n");
     }
     std::fs::write(mine.join("metadata.csv"), lines).unwrap();
-    let options = Options { questions: 20, recordings: Some(mine), ..options(&folder.path().join("corpus")) };
+    let options = Options { questions: 20, swapped: 0, recordings: Some(mine), ..options(&folder.path().join("corpus")) };
     assert_eq!(make(&options).unwrap().recordings, 3);
     let corpus = Corpus::open(&options.output).unwrap();
     let all = [Split::Train, Split::Dev, Split::Test].into_iter().flat_map(|split| corpus.questions(split));
