@@ -3,7 +3,7 @@
 
     tests/figures.py PART... [--work DIR] [--limit N]
 
-Parts: size, speed, text, noise, speech, units; `all` for all of them. The test questions come from a corpus that
+Parts: size, speed, text, noise, speech, units, wake; `all` for all of them. The test questions come from a corpus that
 is made anew (seeded; its test sets have words and voices that no training run has seen), and are asked of the
 shipped bundle through `sa-agent talk`. Run it on a machine that does nothing else, or the times mean nothing.
 """
@@ -29,7 +29,7 @@ BUNDLE = os.path.join(AGENT, "bundle")
 CHECKPOINT = os.path.join(AGENT, "checkpoint")
 SAMPLES = os.path.join(AGENT, "samples")
 # 8000 questions are the fewest that give test sets of full size; the seed is not that of the training
-CORPUS = ["--questions", "8000", "--replies", "4000", "--seed", "77"]
+CORPUS = ["--questions", "8000", "--swapped", "0", "--replies", "4000", "--seed", "77"]
 
 rows = []
 
@@ -201,20 +201,33 @@ def units(work):
     print(run([program(command[0]), *command[1:]]))
 
 
+def wake(work):
+    """Wake phrases: misses by voice, and false accepts in an hour of other talk."""
+    folder, said = os.path.join(work, "wake"), os.path.join(HERE, "wake")
+    made = ["--questions", "8000", "--swapped", "0", "--replies", "20", "--seed", "5"]
+    run([program("sa-align"), "corpus", "--output", folder, "--grammar", os.path.join(said, "phrases.toml"), "--synthesisers", os.path.join(said, "voices.toml"), *made])
+    told = json.loads(run([program("wakes"), BUNDLE, folder, corpus(work)]))
+    command = "tests/figures.py wake"
+    for name, found in told["sets"].items():
+        for key, where in (("missed", ""), ("missed_in_noise", ", noise at 10 dB")):
+            bar(f"wake phrase missed, {name}{where} ({found['tried']} times, {found['enrolled']} enrolled, {found['refused']} refused)", f"{100 * found[key]:.1f} %", "", None, command)
+    bar(f"false accepts per hour of other talk ({told['false_accepts']} in {told['talk_hours']:.2f} h for each phrase)", f"{told['false_accepts_per_hour']:.2f}", "", None, command)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", choices=["size", "speed", "text", "noise", "speech", "units", "all"])
+    parser.add_argument("parts", nargs="+", choices=["size", "speed", "text", "noise", "speech", "units", "wake", "all"])
     parser.add_argument("--work", default=os.path.join(CACHE, "figures"), help="folder for corpus and answers, kept for the next run")
     parser.add_argument("--limit", type=int, help="at most so many questions of a set: quick and rough")
     args = parser.parse_args()
-    parts = ["size", "speed", "text", "noise", "speech", "units"] if "all" in args.parts else args.parts
+    parts = ["size", "speed", "text", "noise", "speech", "units", "wake"] if "all" in args.parts else args.parts
     os.makedirs(args.work, exist_ok=True)
-    needed = ["sa-agent"] if set(parts) <= {"size", "speed"} else ["sa-agent", "sa-align", "sa-export", "resynthesise"]
+    needed = ["sa-agent"] if set(parts) <= {"size", "speed"} else ["sa-agent", "sa-align", "sa-export", "resynthesise", "wakes"]
     subprocess.run(["cargo", "build", "--quiet", "--workspace"] + [flag for name in needed for flag in ("--bin", name)], cwd=ROOT, check=True)
     for part in parts:
         print(f"== {part}", flush=True)
         {"size": sizes, "speed": lambda: speed(args.work), "text": lambda: text(args.work, args.limit), "noise": lambda: noise(args.work, args.limit),
-         "speech": lambda: speech(args.work, args.limit), "units": lambda: units(args.work)}[part]()
+         "speech": lambda: speech(args.work, args.limit), "units": lambda: units(args.work), "wake": lambda: wake(args.work)}[part]()
     print("\n| figure | measured | bar | met | command |\n|---|---|---|---|---|")
     print("\n".join(rows))
 
