@@ -31,6 +31,8 @@ pub mod engine;
 pub mod events;
 pub mod field;
 pub mod hearing;
+#[cfg(target_os = "linux")]
+pub mod key;
 pub mod pipeline;
 pub mod stage;
 pub mod text;

@@ -22,9 +22,13 @@ pub struct Args {
     /// alsa, pulseaudio or pipewire (of those that were built in).
     #[arg(long, value_name = "NAME", env = "SA_AUDIO_HOST")]
     pub host: Option<String>,
-    /// The microphone counts only between SIGUSR1 (key down) and SIGUSR2 (key up). Without it these signals work too, beside the voice.
+    /// The microphone counts only while the talk key is down: --key, or SIGUSR1 (down) and SIGUSR2 (up). Without it they work too, beside the voice.
     #[arg(long)]
     pub push_to_talk: bool,
+    /// The talk key: a device of /dev/input, with `:CODE` for one key of it. A press opens the microphone, its end closes it.
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "DEVICE[:CODE]", env = "SA_KEY")]
+    pub key: Option<sa_device::key::Key>,
     /// The voice does not interrupt an answer.
     #[arg(long)]
     pub no_barge_in: bool,
@@ -116,8 +120,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     signal_hook::flag::register(SIGUSR1, down.clone()).context("while waiting for signals")?;
     signal_hook::flag::register(SIGUSR2, up.clone()).context("while waiting for signals")?;
 
+    #[cfg(target_os = "linux")]
+    let key = args.key.or(settings.live.key.take());
     let mut conversation = Conversation::new(device, Mind::on_thread(agent), settings.live, volume);
     let controls = conversation.controls();
+    #[cfg(target_os = "linux")]
+    let key = key.map(|key| key.watch(controls.clone()));
     while !stop.load(Relaxed) {
         for (flag, control) in [(&down, Control::KeyDown), (&up, Control::KeyUp)] {
             if flag.swap(false, Relaxed) {
@@ -134,6 +142,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         };
         conversation.frame(&mut tell)?;
         shown?;
+        #[cfg(target_os = "linux")]
+        if let Some(problem) = key.as_ref().and_then(|key| key.problem()) {
+            screen.problem(&problem)?;
+        }
         while let Some(problem) = company.problem() {
             screen.problem(&problem)?;
         }

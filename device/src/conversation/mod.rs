@@ -41,6 +41,9 @@ pub struct LiveSettings {
     pub activity: ActivitySettings,
     /// See [`WakeSettings`].
     pub wake: WakeSettings,
+    /// The talk key, see [`crate::key::Key`].
+    #[cfg(target_os = "linux")]
+    pub key: Option<crate::key::Key>,
     /// A question that consists of exactly one of these ends the answer and is not answered.
     pub stop_words: Vec<String>,
 }
@@ -48,7 +51,14 @@ pub struct LiveSettings {
 impl Default for LiveSettings {
     fn default() -> Self {
         let stop_words = ["stop", "stop it", "stop please", "be quiet", "quiet"].map(str::to_owned).to_vec();
-        Self { turns: TurnSettings::default(), activity: ActivitySettings::default(), wake: WakeSettings::default(), stop_words }
+        Self {
+            turns: TurnSettings::default(),
+            activity: ActivitySettings::default(),
+            wake: WakeSettings::default(),
+            #[cfg(target_os = "linux")]
+            key: None,
+            stop_words,
+        }
     }
 }
 
