@@ -133,7 +133,7 @@ impl Exporter<'_> {
     /// The first form within the budget that is not slower than fp32.
     fn choose(&self, window: Window, unit_ms: f64, curve: Vec<(usize, f64)>, units: &[i64]) -> Result<(StageGraph, Report)> {
         let run = |precision: Precision| -> Result<(StageGraph, Vec<f32>, f64)> {
-            let graph = hifigan::draw(self.gan, window, Form { precision, exclude: &self.options.exclude })?;
+            let graph = hifigan::draw(self.gan, window, Form { exclude: &self.options.exclude, ..Form::from(precision) })?;
             let mut runner = Runner::new(&graph)?;
             let mut audio = Vec::new();
             for chunk in units.chunks_exact(window.chunk) {

@@ -15,7 +15,7 @@ use crate::checkpoint::Checkpoint;
 use crate::choice::{BeyondBudget, Choice};
 use crate::compare::{self, Decided, Spectra, Trace};
 use crate::graphs::{self, StageGraph};
-use crate::onnx::{Form, Precision};
+use crate::onnx::{Form, Importance, Precision};
 use crate::prove::{self, FP32_BUDGET};
 use crate::report::Report;
 use crate::runner::Runner;
@@ -30,6 +30,8 @@ pub struct Options {
     pub target: Target,
     /// Folder of WAV files, or a corpus, for the comparisons.
     pub samples: Option<PathBuf>,
+    /// Folder of WAV files, or a corpus, on which it is measured how much each input of the language model's layers matters.
+    pub calibrate: Option<PathBuf>,
     /// By stage, in the order of [`StageName::ALL`].
     pub choices: [Choice; 4],
     pub budgets: Budgets,
@@ -48,7 +50,9 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
         None => Samples::synthetic(),
     };
     let writer = options.target.writer()?;
-    let mut exporter = Exporter { checkpoint: &checkpoint, samples: &samples, options, progress: progress(12) };
+    let calibration = options.calibrate.as_deref().map(Samples::read).transpose()?;
+    let mut exporter =
+        Exporter { checkpoint: &checkpoint, samples: &samples, calibration: calibration.as_ref(), options, progress: progress(12) };
     let (stages, report) = exporter.run()?;
     graphs::check_exclude(&options.exclude, &stages.each_ref()).map_err(Error::msg)?;
     for stage in &stages {
@@ -87,6 +91,7 @@ fn check_paths(checkpoint: &Path, output: &Path) -> Result<()> {
 struct Exporter<'a> {
     checkpoint: &'a Checkpoint,
     samples: &'a Samples,
+    calibration: Option<&'a Samples>,
     options: &'a Options,
     progress: ProgressBar,
 }
@@ -106,7 +111,7 @@ impl Exporter<'_> {
     }
 
     fn form(&self, precision: Precision) -> Form<'_> {
-        Form { precision, exclude: &self.options.exclude }
+        Form { exclude: &self.options.exclude, ..Form::from(precision) }
     }
 
     fn choice(&self, stage: StageName) -> &Choice {
@@ -162,6 +167,9 @@ impl Exporter<'_> {
         let reference = compare::decide(config, &mut trunk, &mut head, &traces)?;
         let spoken = traces.iter().flat_map(|trace| trace.spoken(i64::from(config.end_unit()))).collect();
 
+        let importance = self.importance(&mut trunk, &mut head)?;
+        let calibrated = |precision| Form { importance: importance.as_ref(), ..self.form(precision) };
+
         // Each half is compared with the other half in fp32, so that its own error shows.
         let lm_base = Baseline { fp32: trunk32, parity: Some(text.error()), ms: trunk.median_ms() };
         let head_base = Baseline { fp32: head32, parity: Some(groups.error()), ms: head.median_ms() };
@@ -172,19 +180,37 @@ impl Exporter<'_> {
         };
         let head_cell = std::cell::RefCell::new(head);
         let lm_graph = self.choose(StageName::Lm, lm_base, report, &|precision| {
-            let graph = graphs::lm::draw(config, weights, self.form(precision))?;
+            let graph = graphs::lm::draw(config, weights, calibrated(precision))?;
             let mut runner = Runner::new(&graph)?;
             let decided = compare::decide(config, &mut runner, &mut head_cell.borrow_mut(), &traces)?;
             Ok((graph, measured(&decided, true, runner.median_ms())))
         })?;
         let trunk_cell = std::cell::RefCell::new(trunk);
         let head_graph = self.choose(StageName::Head, head_base, report, &|precision| {
-            let graph = graphs::head::draw(config, weights, self.form(precision))?;
+            let graph = graphs::head::draw(config, weights, calibrated(precision))?;
             let mut runner = Runner::new(&graph)?;
             let decided = compare::decide(config, &mut trunk_cell.borrow_mut(), &mut runner, &traces)?;
             Ok((graph, measured(&decided, false, runner.median_ms())))
         })?;
         Ok((lm_graph, head_graph, spoken))
+    }
+
+    /// How much the inputs of the layers matter while it answers the questions of the calibration.
+    fn importance(&self, trunk: &mut Runner, head: &mut Runner) -> Result<Option<Importance>> {
+        let Some(calibration) = self.calibration else { return Ok(None) };
+        let Checkpoint { tokenizer, tokenizer_weights, lm: config, lm_weights: weights, vocabulary, .. } = self.checkpoint;
+        self.step("lm: calibrating");
+        let mut hearing = Runner::new(&graphs::tokenizer::draw(tokenizer, tokenizer_weights, Precision::Fp32, false)?)?;
+        let mut traces = Vec::new();
+        for audio in &calibration.recordings {
+            let units = compare::units_of(&mut hearing, tokenizer.chunk_samples(), audio)?;
+            traces.push(compare::answer(config, vocabulary, trunk, head, &units)?);
+        }
+        let probe = Form { probe: true, ..Form::from(Precision::Fp32) };
+        let (mut trunk, mut head) =
+            (Runner::new(&graphs::lm::draw(config, weights, probe)?)?, Runner::new(&graphs::head::draw(config, weights, probe)?)?);
+        compare::decide(config, &mut trunk, &mut head, &traces)?;
+        Ok(Some(trunk.importance().into_iter().chain(head.importance()).collect()))
     }
 
     /// The decoder's graph, compared on what the language model spoke (or, where that is little, on the samples' units).

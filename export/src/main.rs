@@ -83,6 +83,10 @@ struct Cli {
     /// Folder of WAV files, or a corpus, to compare the quantised graphs on (built-in sounds otherwise)
     #[arg(long, value_name = "DIR")]
     samples: Option<PathBuf>,
+    /// With --checkpoint or --qwen: measure on this folder how much each input of a layer matters, and store 4-bit weights by that: WAV
+    /// files or a corpus, texts (*.txt) for a Qwen2. Best other data than --samples
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["hubert", "hifigan"])]
+    calibrate: Option<PathBuf>,
     /// The bundle's name (the output folder's otherwise)
     #[arg(long)]
     name: Option<String>,
@@ -192,6 +196,7 @@ fn run(cli: &Cli) -> Result<()> {
             checkpoint: checkpoint.clone(),
             target: cli.target(output),
             samples: cli.samples.clone(),
+            calibrate: cli.calibrate.clone(),
             choices: cli.choices(),
             budgets: cli.budgets()?,
             exclude: cli.exclude.clone(),
@@ -232,6 +237,7 @@ fn run(cli: &Cli) -> Result<()> {
         let (bundle, report) = trunk::export(&trunk::Options {
             qwen: qwen.clone(),
             speech: cli.speech.clone(),
+            calibrate: cli.calibrate.clone(),
             context: cli.context,
             target: cli.target(output),
             lm: cli.choice(StageName::Lm, Choice::int8(StageName::Lm)),

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use sa_device::bundle::{Bundle, BundleError, StageEntry, StageName};
 use sa_device::engine::{Engine, EngineError, Session, Tract};
+use tempfile::NamedTempFile;
 
 use crate::graphs::StageGraph;
+use crate::onnx::{Importance, PROBE};
 
 /// Why a graph did not run.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +36,8 @@ pub struct Runner {
     /// Input and output of each cache.
     caches: Vec<(usize, usize)>,
     times: Vec<Duration>,
+    /// Outputs that tell the squares of a layer's inputs: the layer, the output, their sums, and how many rows were added.
+    probes: Vec<(String, usize, Vec<f64>, usize)>,
 }
 
 impl Runner {
@@ -42,10 +46,19 @@ impl Runner {
         Self::on(&Tract, graph)
     }
 
-    /// Loads a graph that was just drawn. Engines read files, so it passes through a temporary one.
+    /// Loads a graph that was just drawn.
     pub fn on(engine: &dyn Engine, graph: &StageGraph) -> Result<Self, RunError> {
-        let mut file = tempfile::Builder::new().prefix("sa-export-").suffix(".onnx").tempfile()?;
-        file.write_all(&graph.onnx)?;
+        Self::from_file(engine, graph, temporary(graph)?)
+    }
+
+    /// The same as [`Runner::new`] for a graph that nobody needs any more: its bytes go before the engine makes copies of them.
+    pub fn spend(mut graph: StageGraph) -> Result<Self, RunError> {
+        let file = temporary(&graph)?;
+        graph.onnx = Vec::new();
+        Self::from_file(&Tract, &graph, file)
+    }
+
+    fn from_file(engine: &dyn Engine, graph: &StageGraph, file: NamedTempFile) -> Result<Self, RunError> {
         let mut values = graph.initial.iter().flatten().copied();
         let states = graph.inputs.iter().filter(|input| input.name.starts_with("state."));
         let initial = states
@@ -74,12 +87,17 @@ impl Runner {
         initial: Vec<(String, Vec<f32>)>,
     ) -> Result<Self, RunError> {
         let session = engine.load(path, entry).map_err(|source| RunError::Engine { stage, source })?;
-        let mut runner = Self { stage, session, states: Vec::new(), caches: Vec::new(), times: Vec::new() };
+        let mut runner = Self { stage, session, states: Vec::new(), caches: Vec::new(), times: Vec::new(), probes: Vec::new() };
         for (name, values) in initial {
             runner.states.push((runner.input(&name)?, runner.output(&format!("{name}.next"))?, values));
         }
         for cache in entry.inputs.iter().filter(|input| input.name.starts_with("cache.")) {
             runner.caches.push((runner.input(&cache.name)?, runner.output(&format!("{}.new", cache.name))?));
+        }
+        for output in entry.outputs.iter() {
+            if let (Some(layer), Some(inputs)) = (output.name.strip_prefix(PROBE), output.shape.last()) {
+                runner.probes.push((layer.to_owned(), runner.output(&output.name)?, vec![0.0; *inputs], 0));
+            }
         }
         runner.reset()?;
         Ok(runner)
@@ -133,7 +151,19 @@ impl Runner {
         for (input, output) in &self.caches {
             self.session.write_rows(*output, *input, row)?;
         }
+        for (_, output, sums, rows) in &mut self.probes {
+            for squares in self.session.f32_output(*output)?.chunks_exact(sums.len()) {
+                sums.iter_mut().zip(squares).for_each(|(sum, square)| *sum += f64::from(*square));
+                *rows += 1;
+            }
+        }
         Ok(())
+    }
+
+    /// What the probes of a graph that was drawn with [`crate::onnx::Form::probe`] have seen in all steps.
+    pub fn importance(&self) -> Importance {
+        let mean = |sums: &[f64], rows: usize| sums.iter().map(|sum| (sum / rows.max(1) as f64) as f32).collect();
+        self.probes.iter().map(|(layer, _, sums, rows)| (layer.clone(), mean(sums, *rows))).collect()
     }
 
     /// Median milliseconds of a step so far.
@@ -142,6 +172,13 @@ impl Runner {
         times.sort();
         times.get(times.len() / 2).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
     }
+}
+
+/// The graph in a file: engines read files.
+fn temporary(graph: &StageGraph) -> std::io::Result<NamedTempFile> {
+    let mut file = tempfile::Builder::new().prefix("sa-export-").suffix(".onnx").tempfile()?;
+    file.write_all(&graph.onnx)?;
+    Ok(file)
 }
 
 /// What the last step gave.

@@ -155,7 +155,7 @@ impl Exporter<'_> {
 
     fn offline_units(&self, audio: &[f32]) -> Result<Vec<i64>> {
         let graph = hubert::draw_offline(self.hubert, self.layer, Some(self.codebook), audio.len(), Precision::Fp32)?;
-        Ok(Runner::new(&graph)?.step(&[("audio", audio)], &[])?.i64("units")?)
+        Ok(Runner::spend(graph)?.step(&[("audio", audio)], &[])?.i64("units")?)
     }
 
     /// One window holds every look-ahead at once: the unit `a` before its end has a look-ahead of `a`. Each point is the mean over
@@ -164,7 +164,7 @@ impl Exporter<'_> {
         let hop = self.hubert.config.hop();
         let samples = window_units * hop + self.hubert.config.receptive_field() - hop;
         let graph = hubert::draw_offline(self.hubert, self.layer, Some(self.codebook), samples, Precision::Fp32)?;
-        let mut runner = Runner::new(&graph)?;
+        let mut runner = Runner::spend(graph)?;
         let last = offline.len().saturating_sub(window_units);
         let mut equal = vec![0usize; longest + 1];
         let windows = CURVE_WINDOWS.min(last + 1);
@@ -188,23 +188,22 @@ impl Exporter<'_> {
     /// The first form within the budget that is not slower than fp32.
     fn choose(&self, window: Window, unit_ms: f64, curve: Curve, audio: &[f32]) -> Result<(StageGraph, Report)> {
         let exclude = &self.options.exclude;
-        let draw = |precision| hubert::draw(self.hubert, self.layer, self.codebook, window, Form { precision, exclude });
-        let run = |graph: &StageGraph| -> Result<(Vec<i64>, f64)> {
-            let mut runner = Runner::new(graph)?;
-            let units = crate::compare::units_of(&mut runner, graph.chunk, audio)?;
+        let draw = |precision| hubert::draw(self.hubert, self.layer, self.codebook, window, Form { exclude, ..Form::from(precision) });
+        let run = |chunk: usize, mut runner: Runner| -> Result<(Vec<i64>, f64)> {
+            let units = crate::compare::units_of(&mut runner, chunk, audio)?;
             Ok((units, runner.median_ms()))
         };
         self.step("fp32");
+        // Drawn again if it is what is chosen: memory is dearer than the second that this takes.
         let fp32 = draw(Precision::Fp32)?;
-        let (reference, fp32_ms) = run(&fp32)?;
-        let mut fp32 = Some(fp32);
+        let (reference, fp32_ms) = run(fp32.chunk, Runner::spend(fp32)?)?;
         let chosen = first_within(StageName::Tokenizer, &self.options.choice, self.options.force, |precision| {
-            if let Some(graph) = fp32.take_if(|_| precision == Precision::Fp32) {
-                return Ok(((graph, 1.0, fp32_ms), None));
-            }
             self.step(precision.name());
             let graph = draw(precision)?;
-            let (units, ms) = run(&graph)?;
+            if precision == Precision::Fp32 {
+                return Ok(((graph, 1.0, fp32_ms), None));
+            }
+            let (units, ms) = run(graph.chunk, Runner::new(&graph)?)?;
             let mut distance = Distance::default();
             distance.decisions(&reference, &units);
             let agreement = distance.agreement();

@@ -4,20 +4,21 @@
 //! There is no network to run beside the fp32 graph here: that it computes what transformers does is proven by
 //! `tests/reference/qwen.py`. The other forms are held against it on text that it writes itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use indicatif::ProgressBar;
 use sa_device::bundle::{Bundle, FileEntry, Manifest, Stages};
 use sa_device::vocabulary::SPECIALS;
 use sa_models::lm::Config;
+use tokenizers::Tokenizer;
 
 use crate::budget::{Baseline, Budgets, Measured, choose};
 use crate::choice::Choice;
 use crate::graphs::{self, StageGraph};
 use crate::import::qwen::Qwen;
 use crate::import::speech::{Head, Speech};
-use crate::onnx::{Form, Precision};
+use crate::onnx::{Form, Importance, Precision};
 use crate::prove::{Distance, Item, arg_max, lm_step, text_step};
 use crate::report::Report;
 use crate::runner::{RunError, Runner};
@@ -25,6 +26,8 @@ use crate::target::{RATE, Target, progress};
 
 /// Positions that forms are compared on; one different token of them is within the budget of 99.5 %.
 const COMPARED: usize = 200;
+/// Most tokens that are calibrated on.
+const CALIBRATED: usize = 4096;
 /// Tokens of them that are given; the others the fp32 graph writes.
 const PROMPT: usize = 16;
 /// Most bytes of one ONNX file: a protobuf message has no more.
@@ -39,6 +42,8 @@ pub struct Options {
     pub qwen: PathBuf,
     /// See [`Speech`]; without it the bundle reads and writes text only.
     pub speech: Option<PathBuf>,
+    /// Folder of texts (`.txt`) on which it is measured how much each input of the layers matters.
+    pub calibrate: Option<PathBuf>,
     /// Positions that the cache holds.
     pub context: usize,
     pub target: Target,
@@ -129,16 +134,18 @@ struct Rows {
 impl Exporter<'_> {
     fn run(&self, report: &mut Report) -> Result<(StageGraph, Option<StageGraph>)> {
         self.step("lm: fp32");
-        let fp32 = self.draw_lm(Precision::Fp32)?;
+        let fp32 = self.draw_lm(Precision::Fp32.into())?;
         let mut runner = Runner::new(&fp32)?;
         let tokens = self.write(&mut runner)?;
         let rows = self.read(&mut runner, &tokens)?;
+        let importance = self.importance()?;
+        let calibrated = |precision| Form { importance: importance.as_ref(), ..self.form(precision) };
         let Options { lm, head, budgets, force, .. } = self.options;
         let baseline = Baseline { fp32, parity: None, ms: runner.median_ms() };
         drop(runner);
         let (lm_graph, entry) = choose(lm, budgets, *force, baseline, |precision| {
             self.step(&format!("lm: {precision}"));
-            let graph = self.draw_lm(precision)?;
+            let graph = self.draw_lm(calibrated(precision))?;
             let mut runner = Runner::new(&graph)?;
             let mut distance = Distance::default();
             for (a, b) in rows.logits.iter().zip(&self.read(&mut runner, &tokens)?.logits) {
@@ -151,7 +158,7 @@ impl Exporter<'_> {
 
         let Some(speech) = self.speech else { return Ok((lm_graph, None)) };
         self.step("head: fp32");
-        let fp32 = self.draw_head(speech, Precision::Fp32)?;
+        let fp32 = self.draw_head(speech, Precision::Fp32.into())?;
         let mut runner = Runner::new(&fp32)?;
         let units = |runner: &mut Runner| -> Result<Vec<Vec<f32>>, RunError> {
             rows.hidden.iter().map(|hidden| runner.step(&[("hidden", hidden)], &[])?.f32("unit_logits")).collect()
@@ -160,7 +167,7 @@ impl Exporter<'_> {
         let baseline = Baseline { fp32, parity: None, ms: runner.median_ms() };
         let (head_graph, entry) = choose(head, budgets, *force, baseline, |precision| {
             self.step(&format!("head: {precision}"));
-            let graph = self.draw_head(speech, precision)?;
+            let graph = self.draw_head(speech, calibrated(precision))?;
             let mut runner = Runner::new(&graph)?;
             let mut distance = Distance::default();
             for (a, b) in reference.iter().zip(&units(&mut runner)?) {
@@ -180,19 +187,40 @@ impl Exporter<'_> {
     }
 
     fn form(&self, precision: Precision) -> Form<'_> {
-        Form { precision, exclude: &self.options.exclude }
+        Form { exclude: &self.options.exclude, ..Form::from(precision) }
     }
 
-    fn draw_lm(&self, precision: Precision) -> Result<StageGraph> {
+    /// How much the inputs of the layers matter while it reads the texts of the calibration.
+    fn importance(&self) -> Result<Option<Importance>> {
+        let Some(dir) = &self.options.calibrate else { return Ok(None) };
+        self.step("lm: calibrating");
+        let tokens = texts(dir, &self.qwen.tokenizer())?;
+        let probe = Form { probe: true, ..Form::from(Precision::Fp32) };
+        let mut trunk = Runner::new(&self.draw_lm(probe)?)?;
+        let mut importance = Importance::new();
+        let mut hidden = Vec::new();
+        for part in tokens.chunks(self.config.max_position_embeddings - 1) {
+            hidden.extend(self.read(&mut trunk, part)?.hidden);
+        }
+        importance.extend(trunk.importance());
+        if let Some(speech) = self.speech {
+            let mut head = Runner::new(&self.draw_head(speech, probe)?)?;
+            hidden.iter().try_for_each(|hidden| head.step(&[("hidden", hidden)], &[]).map(|_| ()))?;
+            importance.extend(head.importance());
+        }
+        Ok(Some(importance))
+    }
+
+    fn draw_lm(&self, form: Form) -> Result<StageGraph> {
         let speech = self.speech.map(|speech| &speech.weights);
-        Ok(graphs::lm::draw_parts(self.config, &self.qwen.weights, speech, self.form(precision))?)
+        Ok(graphs::lm::draw_parts(self.config, &self.qwen.weights, speech, form)?)
     }
 
-    fn draw_head(&self, speech: &Speech, precision: Precision) -> Result<StageGraph> {
+    fn draw_head(&self, speech: &Speech, form: Form) -> Result<StageGraph> {
         Ok(match speech.head {
-            Head::Depth { hidden_size, .. } => graphs::head::draw_depth(self.config, hidden_size, &speech.weights, self.form(precision))?,
-            Head::Group(_) => graphs::head::draw(self.config, &speech.weights, self.form(precision))?,
-            Head::Linear => graphs::head::draw_linear(self.config, &speech.weights, self.form(precision))?,
+            Head::Depth { hidden_size, .. } => graphs::head::draw_depth(self.config, hidden_size, &speech.weights, form)?,
+            Head::Group(_) => graphs::head::draw(self.config, &speech.weights, form)?,
+            Head::Linear => graphs::head::draw_linear(self.config, &speech.weights, form)?,
         })
     }
 
@@ -227,6 +255,25 @@ impl Exporter<'_> {
         }
         Ok(rows)
     }
+}
+
+/// The tokens of the `.txt` files of a folder, in order of their names; as many as say enough.
+fn texts(dir: &Path, tokenizer: &Path) -> Result<Vec<i64>> {
+    let wrong = |error: tokenizers::Error| anyhow!("{}: {error}", tokenizer.display());
+    let tokenizer = Tokenizer::from_file(tokenizer).map_err(wrong)?;
+    let entries = std::fs::read_dir(dir).with_context(|| format!("opening the texts {}", dir.display()))?;
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "txt"));
+    paths.sort();
+    let mut tokens = Vec::new();
+    for path in paths {
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let encoded = tokenizer.encode_fast(text, false).map_err(wrong)?;
+        tokens.extend(encoded.get_ids().iter().map(|id| i64::from(*id)));
+    }
+    tokens.truncate(CALIBRATED);
+    ensure!(!tokens.is_empty(), "{} holds no text (*.txt) to calibrate on", dir.display());
+    Ok(tokens)
 }
 
 fn measured(distance: &Distance, ms: f64) -> Measured {

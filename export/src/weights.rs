@@ -2,11 +2,13 @@
 //! PyTorch's own files, in f32, f16 or bf16.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 use serde::Deserialize;
 
 use crate::import::torch::{Torch, TorchError};
@@ -18,7 +20,7 @@ pub enum WeightsError {
     Read { path: PathBuf, source: std::io::Error },
     /// Copy or download the file again.
     #[error("{path} is not a whole safetensors file ({bytes} bytes): {reason}; it may be truncated")]
-    Damaged { path: PathBuf, bytes: usize, reason: String },
+    Damaged { path: PathBuf, bytes: u64, reason: String },
     #[error("{path}: {source}")]
     Torch { path: PathBuf, source: TorchError },
     #[error("{path} is no index of shards: {reason}")]
@@ -47,11 +49,10 @@ pub struct Weights {
 
 #[derive(Debug)]
 enum Store {
-    Safetensors(Vec<u8>),
-    /// Tensor → file; of the files, only the last one used is in memory.
-    Shards {
-        files: BTreeMap<String, PathBuf>,
-        loaded: Mutex<Option<(PathBuf, Vec<u8>)>>,
+    /// One file, or shards; and which of them holds a tensor, where an index says it.
+    Safetensors {
+        files: Vec<SafeFile>,
+        index: Option<BTreeMap<String, usize>>,
     },
     Torch(Torch),
 }
@@ -66,12 +67,8 @@ impl Weights {
     /// Opens a file of tensors: safetensors, an index of shards (`.json`), or PyTorch's (any other ending). No tensor is read yet.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         let store = match path.extension().and_then(|extension| extension.to_str()) {
-            Some("safetensors") => {
-                let bytes = read(path)?;
-                parsed(path, &bytes)?;
-                Store::Safetensors(bytes)
-            }
-            Some("json") => Store::Shards { files: shards(path)?, loaded: Mutex::new(None) },
+            Some("safetensors") => Store::Safetensors { files: vec![SafeFile::open(path)?], index: None },
+            Some("json") => shards(path)?,
             _ => Store::Torch(Torch::open(path).map_err(|source| WeightsError::Torch { path: path.into(), source })?),
         };
         Ok(Self { path: path.into(), store })
@@ -97,35 +94,33 @@ impl Weights {
     }
 
     /// Names of all tensors.
-    pub fn names(&self) -> Result<Vec<String>, WeightsError> {
-        Ok(match &self.store {
-            Store::Safetensors(bytes) => parsed(&self.path, bytes)?.names().into_iter().map(str::to_owned).collect(),
-            Store::Shards { files, .. } => files.keys().cloned().collect(),
-            Store::Torch(torch) => torch.shapes().map(|(name, _)| name.to_owned()).collect(),
-        })
-    }
-
-    /// Names and shapes of all tensors.
-    pub fn shapes(&self) -> Result<Vec<(String, Vec<usize>)>, WeightsError> {
+    pub fn names(&self) -> Vec<String> {
         match &self.store {
-            Store::Safetensors(bytes) => {
-                let tensors = parsed(&self.path, bytes)?;
-                Ok(tensors.iter().map(|(name, view)| (name.to_owned(), view.shape().to_vec())).collect())
-            }
-            Store::Torch(torch) => Ok(torch.shapes().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect()),
-            Store::Shards { files, .. } => {
-                files.keys().map(|name| Ok((name.clone(), self.shape(name)?.expect("the index names it")))).collect()
-            }
+            Store::Safetensors { index: Some(index), .. } => index.keys().cloned().collect(),
+            Store::Safetensors { files, index: None } => files.iter().flat_map(|file| file.metadata.offset_keys()).collect(),
+            Store::Torch(torch) => torch.shapes().map(|(name, _)| name.to_owned()).collect(),
         }
     }
 
+    /// Names and shapes of all tensors.
+    pub fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        self.names().into_iter().filter_map(|name| self.shape(&name).map(|shape| (name, shape))).collect()
+    }
+
     /// A tensor's shape; `None` if there is no such tensor.
-    pub fn shape(&self, name: &str) -> Result<Option<Vec<usize>>, WeightsError> {
-        let of = |tensors: SafeTensors| tensors.tensor(name).ok().map(|view| view.shape().to_vec());
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
         match &self.store {
-            Store::Safetensors(bytes) => Ok(of(parsed(&self.path, bytes)?)),
-            Store::Torch(torch) => Ok(torch.shape(name).map(<[usize]>::to_vec)),
-            Store::Shards { .. } => self.in_shard(name, |path, bytes| Ok(of(parsed(path, bytes)?))).transpose().map(Option::flatten),
+            Store::Safetensors { .. } => self.file_of(name)?.metadata.info(name).map(|info| info.shape.clone()),
+            Store::Torch(torch) => torch.shape(name).map(<[usize]>::to_vec),
+        }
+    }
+
+    /// The file that a tensor is in, or should be.
+    fn file_of(&self, name: &str) -> Option<&SafeFile> {
+        match &self.store {
+            Store::Safetensors { files, index: Some(index) } => files.get(*index.get(name)?),
+            Store::Safetensors { files, index: None } => files.first(),
+            Store::Torch(_) => None,
         }
     }
 
@@ -133,8 +128,7 @@ impl Weights {
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
         let path = || self.path.clone();
         let stored = match &self.store {
-            Store::Safetensors(bytes) => from_safetensors(&self.path, bytes, name)?,
-            Store::Shards { .. } => self.in_shard(name, |path, bytes| from_safetensors(path, bytes, name)).transpose()?.flatten(),
+            Store::Safetensors { .. } => self.file_of(name).map(|file| file.tensor(name)).transpose()?.flatten(),
             Store::Torch(torch) => match torch.tensor(name) {
                 Some(data) => {
                     let data = data.map_err(|source| WeightsError::Torch { path: path(), source })?;
@@ -144,7 +138,7 @@ impl Weights {
             },
         };
         let Some(Stored { shape: actual, data }) = stored else {
-            let names = self.names()?;
+            let names = self.names();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             return Err(WeightsError::Missing { path: path(), name: name.into(), nearest: nearest(name, &names) });
         };
@@ -156,50 +150,61 @@ impl Weights {
         }
         Ok(data)
     }
-
-    /// What `look` sees in the shard that holds `name`.
-    fn in_shard<R>(&self, name: &str, look: impl FnOnce(&Path, &[u8]) -> Result<R, WeightsError>) -> Option<Result<R, WeightsError>> {
-        let Store::Shards { files, loaded } = &self.store else { return None };
-        let path = files.get(name)?;
-        let mut loaded = loaded.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if loaded.as_ref().is_none_or(|(other, _)| other != path) {
-            *loaded = None; // the last shard goes before the next comes
-            match read(path) {
-                Ok(bytes) => *loaded = Some((path.clone(), bytes)),
-                Err(error) => return Some(Err(error)),
-            }
-        }
-        loaded.as_ref().map(|(path, bytes)| look(path, bytes))
-    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, WeightsError> {
     std::fs::read(path).map_err(|source| WeightsError::Read { path: path.into(), source })
 }
 
-fn parsed<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, WeightsError> {
-    SafeTensors::deserialize(bytes).map_err(|error| WeightsError::Damaged {
-        path: path.into(),
-        bytes: bytes.len(),
-        reason: error.to_string(),
-    })
+/// A safetensors file whose header is in memory; a tensor is read when it is asked for, so that a checkpoint of any size needs the
+/// memory of its largest tensor.
+#[derive(Debug)]
+struct SafeFile {
+    path: PathBuf,
+    file: File,
+    /// Where the tensors begin.
+    begin: u64,
+    metadata: Metadata,
 }
 
-fn from_safetensors(path: &Path, bytes: &[u8], name: &str) -> Result<Option<Stored>, WeightsError> {
-    let tensors = parsed(path, bytes)?;
-    let Ok(view) = tensors.tensor(name) else { return Ok(None) };
-    let pairs = || view.data().chunks_exact(2).map(|b| [b[0], b[1]]);
-    let data: Vec<f32> = match view.dtype() {
-        Dtype::F32 => view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
-        Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
-        actual => return Err(WeightsError::Type { path: path.into(), name: name.into(), actual: format!("{actual:?}") }),
-    };
-    Ok(Some(Stored { shape: view.shape().to_vec(), data }))
+impl SafeFile {
+    fn open(path: &Path) -> Result<Self, WeightsError> {
+        let unread = |source| WeightsError::Read { path: path.into(), source };
+        let file = File::open(path).map_err(unread)?;
+        let bytes = file.metadata().map_err(unread)?.len();
+        let damaged = |reason: &str| WeightsError::Damaged { path: path.into(), bytes, reason: reason.to_owned() };
+        let mut length = [0u8; 8];
+        file.read_exact_at(&mut length, 0).map_err(|_| damaged("it has no header"))?;
+        let begin = u64::from_le_bytes(length).checked_add(8).filter(|begin| *begin <= bytes);
+        let begin = begin.ok_or_else(|| damaged("its header is longer than the file"))?;
+        let mut header = vec![0u8; (begin - 8) as usize];
+        file.read_exact_at(&mut header, 8).map_err(unread)?;
+        let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| damaged(&format!("its header: {error}")))?;
+        if begin + metadata.data_len() as u64 != bytes {
+            return Err(damaged(&format!("its header promises {} bytes of tensors", metadata.data_len())));
+        }
+        Ok(Self { path: path.into(), file, begin, metadata })
+    }
+
+    fn tensor(&self, name: &str) -> Result<Option<Stored>, WeightsError> {
+        let Some(info) = self.metadata.info(name) else { return Ok(None) };
+        let (from, to) = info.data_offsets;
+        let mut bytes = vec![0u8; to - from];
+        let unread = |source| WeightsError::Read { path: self.path.clone(), source };
+        self.file.read_exact_at(&mut bytes, self.begin + from as u64).map_err(unread)?;
+        let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+        let data: Vec<f32> = match info.dtype {
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Dtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+            Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+            actual => return Err(WeightsError::Type { path: self.path.clone(), name: name.into(), actual: format!("{actual:?}") }),
+        };
+        Ok(Some(Stored { shape: info.shape.clone(), data }))
+    }
 }
 
-/// The files of an index of shards, by tensor.
-fn shards(path: &Path) -> Result<BTreeMap<String, PathBuf>, WeightsError> {
+/// The files of an index of shards, and which tensor is in which.
+fn shards(path: &Path) -> Result<Store, WeightsError> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
@@ -218,7 +223,14 @@ fn shards(path: &Path) -> Result<BTreeMap<String, PathBuf>, WeightsError> {
         }
         Ok((name, file))
     };
-    index.weight_map.into_iter().map(place).collect()
+    let places = index.weight_map.into_iter().map(place).collect::<Result<Vec<_>, _>>()?;
+    let mut paths: Vec<&PathBuf> = places.iter().map(|(_, file)| file).collect();
+    paths.sort();
+    paths.dedup();
+    let number = |file: &PathBuf| paths.binary_search(&file).expect("all files are in the list");
+    let index = places.iter().map(|(name, file)| (name.clone(), number(file))).collect();
+    let files = paths.iter().map(|path| SafeFile::open(path)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Store::Safetensors { files, index: Some(index) })
 }
 
 /// The three names most like `name`, for an error message.

@@ -78,6 +78,7 @@ fn options(checkpoint: &Path, output: PathBuf, choices: [Choice; 4]) -> Options 
         choices,
         budgets: Budgets::default(),
         exclude: Vec::new(),
+        calibrate: None,
         force: false,
     }
 }

@@ -10,6 +10,7 @@ greedily. Then bundles with and without speech weights, the quantised forms, and
 import argparse
 import json
 import tempfile
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,18 @@ def check_bundles(case, scratch, binaries):
     forced = run(binaries / "sa-export", "--qwen", case, "--context", 256, "--int4", "lm", "--force", "--output", bundle).stdout
     assert "int4" in forced and "weights of model.layers" in forced, forced
     assert "worst_layers" in (bundle / "bundle.toml").read_text()
+    texts = scratch / "texts"
+    texts.mkdir()
+    export = [binaries / "sa-export", "--qwen", case, "--context", 256, "--int4", "lm", "--force", "--output", bundle]
+    assert "no text" in run(*export, "--calibrate", texts, fails=True).stderr
+    rng = np.random.default_rng(8)
+    words = "turn the light on in the kitchen what time is it".split()
+    (texts / "said.txt").write_text(" ".join(rng.choice(words, 600)))
+    error = lambda: tomllib.loads((bundle / "bundle.toml").read_text())["measured"]["lm"]["error"]
+    plain = error()
+    run(*export, "--calibrate", texts)
+    assert error() != plain, "the calibration changes nothing"
+    print(f"int4 of the trunk, relative L2 of its logits: {plain:.3f}, calibrated on text {error():.3f}")
     kept = run(
         binaries / "sa-export", "--qwen", case, "--context", 256, "--precision", "lm=int4", "--exclude", "*mlp*,lm_head", "--force", "--output", bundle,
     ).stdout

@@ -21,13 +21,14 @@ pub fn draw<'a>(
     form: impl Into<Form<'a>>,
     initial: Vec<f32>,
 ) -> Result<StageGraph, WeightsError> {
-    let Form { precision, exclude } = form.into();
+    let form = form.into();
+    let precision = form.precision;
     let d = config.dimension;
     let mut graph = Graph::new(
         "decoder",
         "Causal Vocos: units at 25 Hz to log-magnitude and phase at 100 Hz. Frames are those of the units `look_ahead` before.",
     );
-    graph.exclude(exclude);
+    graph.form(&form);
     let g = &mut graph;
     let units = g.input("units", DataType::I64, &[1, CHUNK]);
 

@@ -10,11 +10,12 @@ use crate::weights::{Weights, WeightsError};
 
 /// Draws the graph.
 pub fn draw<'a>(config: &Config, weights: &Weights, form: impl Into<Form<'a>>) -> Result<StageGraph, WeightsError> {
-    let Form { precision, exclude } = form.into();
+    let form = form.into();
+    let precision = form.precision;
     let (d, group, outputs) = (config.hidden_size, config.group, config.units + 1);
     let mut graph =
         Graph::new("head", "GroupModel: the hidden state joined by G learnt queries through a small encoder; unit logits of one group.");
-    graph.exclude(exclude);
+    graph.form(&form);
     let g = &mut graph;
     let hidden = g.input("hidden", DataType::F32, &[1, d]);
     let input = weights.tensor("head.input.weight", &[d, d])?;
@@ -47,10 +48,11 @@ pub fn draw<'a>(config: &Config, weights: &Weights, form: impl Into<Form<'a>>) -
 
 /// Draws a head of one product: `hidden` `[1, d]` to `unit_logits` `[1, G, k + 1]` (SLAM-Omni).
 pub fn draw_linear<'a>(config: &Config, weights: &Weights, form: impl Into<Form<'a>>) -> Result<StageGraph, WeightsError> {
-    let Form { precision, exclude } = form.into();
+    let form = form.into();
+    let precision = form.precision;
     let (d, group, outputs) = (config.hidden_size, config.group, config.units + 1);
     let mut graph = Graph::new("head", "One product from the hidden state to the unit logits of a whole group.");
-    graph.exclude(exclude);
+    graph.form(&form);
     let g = &mut graph;
     let hidden = g.input("hidden", DataType::F32, &[1, d]);
     let output = weights.tensor("head.output.weight", &[group * outputs, d])?;
@@ -63,13 +65,14 @@ pub fn draw_linear<'a>(config: &Config, weights: &Weights, form: impl Into<Form<
 /// Draws a head of small steps (DrVoice): `hidden` `[1, d]` to `unit_logits` `[1, G, k + 1]`. Step i of G reads its own projection of the
 /// hidden state and the unit that step i - 1 liked best, and attends to the steps before it. All steps are in the one graph.
 pub fn draw_depth<'a>(config: &Config, width: usize, weights: &Weights, form: impl Into<Form<'a>>) -> Result<StageGraph, WeightsError> {
-    let Form { precision, exclude } = form.into();
+    let form = form.into();
+    let precision = form.precision;
     let (d, group, outputs) = (config.hidden_size, config.group, config.units + 1);
     let mut graph = Graph::new(
         "head",
         "A small causal transformer of G steps: each reads the hidden state and the unit before; unit logits of one group.",
     );
-    graph.exclude(exclude);
+    graph.form(&form);
     let g = &mut graph;
     let hidden = g.input("hidden", DataType::F32, &[1, d]);
     let input = weights.tensor("head.input.weight", &[group * width, d])?;

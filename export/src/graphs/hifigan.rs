@@ -17,11 +17,12 @@ const LAST_SLOPE: f32 = 0.01;
 /// Draws the streaming graph: `units` `[1, chunk]` in, `audio` `[1, chunk · hop]` out, `look_ahead` units late. Unit k, the padding
 /// before and after an utterance, sounds like nothing: its embedding is zeros.
 pub fn draw<'a>(gan: &HifiGan, window: Window, form: impl Into<Form<'a>>) -> Result<StageGraph, WeightsError> {
-    let Form { precision, exclude } = form.into();
+    let form = form.into();
+    let precision = form.precision;
     let Window { look_back, chunk, look_ahead } = window;
     let (hop, d, k) = (gan.config.hop(), gan.config.embedding_dim, gan.config.num_embeddings);
     let mut graph = Graph::new("decoder", "A unit HiFi-GAN in a sliding window of units: samples of the chunk in its middle.");
-    graph.exclude(exclude);
+    graph.form(&form);
     let units = graph.input("units", DataType::I64, &[1, chunk]);
     let mut table = gan.embeddings()?;
     table.extend(vec![0.0; d]);

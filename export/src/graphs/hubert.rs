@@ -28,14 +28,15 @@ pub fn draw<'a>(
     window: Window,
     form: impl Into<Form<'a>>,
 ) -> Result<StageGraph, WeightsError> {
-    let Form { precision, exclude } = form.into();
+    let form = form.into();
+    let precision = form.precision;
     let (hop, field) = (hubert.config.hop(), hubert.config.receptive_field());
     let samples = window.chunk * hop;
     let tail = tail(hubert);
     let total = (window.units() + tail) * hop;
     let kept = total - samples;
     let mut graph = Graph::new("tokenizer", "A HuBERT in a sliding window of audio: units of the chunk in its middle.");
-    graph.exclude(exclude);
+    graph.form(&form);
     let audio = graph.input("audio", DataType::F32, &[1, samples]);
     let past = graph.input("state.audio", DataType::F32, &[1, kept]);
     let joined = graph.concat(&[&past, &audio], 1);

@@ -37,7 +37,8 @@ pub fn draw_parts<'a>(
     speech: Option<&Weights>,
     form: impl Into<Form<'a>>,
 ) -> Result<StageGraph, WeightsError> {
-    let Form { precision, exclude } = form.into();
+    let form = form.into();
+    let precision = form.precision;
     let weights = trunk;
     let (d, vocabulary, context) = (config.hidden_size, config.vocab_size, config.max_position_embeddings);
     let (kv, dh) = (config.num_key_value_heads, config.head_dim);
@@ -45,7 +46,7 @@ pub fn draw_parts<'a>(
         "lm",
         "Group language model (Qwen2 blocks), one position: a text token or a group of units in, text logits and hidden state out.",
     );
-    graph.exclude(exclude);
+    graph.form(&form);
     let g = &mut graph;
     let token = g.input("token", DataType::I64, &[1]);
     let spoken = speech.map(|speech| {

@@ -22,14 +22,15 @@ pub fn draw<'a>(
     form: impl Into<Form<'a>>,
     features: bool,
 ) -> Result<StageGraph, WeightsError> {
-    let Form { precision, exclude } = form.into();
+    let form = form.into();
+    let precision = form.precision;
     let (d, samples) = (config.width, config.chunk_samples());
     let mut graph = Graph::new(
         "tokenizer",
         "Causal streaming HuBERT: 16 kHz audio to units at 25 Hz. Log-mel, two strided convolutions, blocks of depthwise \
          convolution, chunked attention and feed-forward, nearest centroid.",
     );
-    graph.exclude(exclude);
+    graph.form(&form);
     let g = &mut graph;
     let audio = g.input("audio", DataType::F32, &[1, samples]);
     let mel = log_mel(g, &audio); // [32, 64]

@@ -163,7 +163,7 @@ pub fn kmeans(path: &Path) -> Result<Array, ArrayError> {
     let format = |message: String| ArrayError::Format { path: path.into(), message };
     let array = if path.extension().is_some_and(|extension| extension == "safetensors") {
         let weights = Weights::open(path)?;
-        let matrices: Vec<(String, Vec<usize>)> = weights.shapes()?.into_iter().filter(|(_, shape)| shape.len() == 2).collect();
+        let matrices: Vec<(String, Vec<usize>)> = weights.shapes().into_iter().filter(|(_, shape)| shape.len() == 2).collect();
         match matrices.as_slice() {
             [(name, shape)] => Array { data: weights.tensor(name, shape)?, shape: shape.clone() },
             others => return Err(format(format!("one matrix of centroids is expected, there are {}", others.len()))),

@@ -151,7 +151,7 @@ impl HifiGan {
     /// `shape` is `[out, in, K]`, of a transposed convolution `[in, out, K]`.
     pub fn convolution(&self, name: &str, shape: [usize; 3], outputs: usize) -> Result<(Vec<f32>, Vec<f32>), WeightsError> {
         let bias = self.weights.tensor(&format!("{name}.bias"), &[outputs])?;
-        if self.weights.shape(&format!("{name}.weight"))?.is_some() {
+        if self.weights.shape(&format!("{name}.weight")).is_some() {
             return Ok((self.weights.tensor(&format!("{name}.weight"), &shape)?, bias));
         }
         Ok((folded(&self.weights, name, shape, 0)?, bias))

@@ -201,7 +201,7 @@ impl Hubert {
 
     /// Is there a tensor of Hugging Face's name?
     pub fn has(&self, name: &str) -> Result<bool, WeightsError> {
-        Ok(self.weights.shape(&self.stored_name(name))?.is_some())
+        Ok(self.weights.shape(&self.stored_name(name)).is_some())
     }
 
     /// The positional convolution's kernel `[d, d / groups, K]`, its weight norm (one gain a tap), where it has one, folded in.
@@ -276,7 +276,7 @@ fn open_folder(dir: &Path) -> Result<Opened, ImportError> {
     let config: HuggingFace = serde_json::from_slice(&read(&dir.join("config.json"))?).map_err(|error| wrong(error.to_string()))?;
     let config = config.config(normalise).map_err(wrong)?;
     let weights = Weights::open_folder(dir)?;
-    let prefixed = weights.shape("hubert.feature_projection.projection.weight")?.is_some();
+    let prefixed = weights.shape("hubert.feature_projection.projection.weight").is_some();
     Ok((config, weights, Names::HuggingFace(if prefixed { "hubert." } else { "" })))
 }
 

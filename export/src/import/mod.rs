@@ -37,7 +37,7 @@ fn read(path: &Path) -> Result<Vec<u8>, ImportError> {
 /// PyTorch's `weight_norm`).
 fn folded(weights: &Weights, name: &str, shape: [usize; 3], axis: usize) -> Result<Vec<f32>, WeightsError> {
     // PyTorch 2 renamed the parts.
-    let parametrised = weights.shape(&format!("{name}.parametrizations.weight.original1"))?.is_some();
+    let parametrised = weights.shape(&format!("{name}.parametrizations.weight.original1")).is_some();
     let [gain, direction] = match parametrised {
         true => ["parametrizations.weight.original0", "parametrizations.weight.original1"],
         false => ["weight_g", "weight_v"],

@@ -146,7 +146,7 @@ impl Qwen {
         let wrong = |message: String| ImportError::Config { path: path.clone(), message };
         let config = config.map_err(|error| wrong(error.to_string()))?;
         let weights = Weights::open_folder(dir)?;
-        let tied = weights.shape("lm_head.weight")?.is_none();
+        let tied = weights.shape("lm_head.weight").is_none();
         let config = config.config(context, tied).map_err(wrong)?;
         Ok(Self { config, weights, dir: dir.into() })
     }

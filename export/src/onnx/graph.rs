@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tract_onnx::pb::tensor_proto::DataType as OnnxType;
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto};
 
-use super::linear::{Precision, matches};
+use super::linear::{Form, Importance, PROBE, Precision, matches};
 use super::proto::{attribute, value_info};
 
 /// The operator set that the graphs are written for (LayerNormalization joined in 17).
@@ -101,6 +101,8 @@ pub struct Graph {
     /// Patterns of layers to keep in single precision, and the layers that were kept.
     exclude: Vec<String>,
     kept: Vec<String>,
+    importance: Option<Importance>,
+    probing: bool,
     /// Large initialisers by their SHA-256: a layer that is drawn for several steps is stored once.
     large: BTreeMap<[u8; 32], Value>,
     /// Is there an operator of the domain com.microsoft?
@@ -130,6 +132,8 @@ impl Graph {
             layers: Vec::new(),
             exclude: Vec::new(),
             kept: Vec::new(),
+            importance: None,
+            probing: false,
             large: BTreeMap::new(),
             microsoft: false,
         }
@@ -184,9 +188,26 @@ impl Graph {
         self.outputs.push(output);
     }
 
-    /// Keeps the layers whose names match one of these patterns in single precision.
-    pub fn exclude(&mut self, patterns: &[String]) {
-        self.exclude = patterns.to_vec();
+    /// Takes over what a form asks for besides its precision.
+    pub fn form(&mut self, form: &Form) {
+        self.exclude = form.exclude.to_vec();
+        self.importance = form.importance.cloned();
+        self.probing = form.probe;
+    }
+
+    /// Lets the squares of the inputs `x` of the layer in force come out, where that was asked for.
+    pub(super) fn probe(&mut self, x: &Value) {
+        let name = format!("{PROBE}{}", self.scopes.join("."));
+        if self.probing && !self.names.contains(&name) {
+            let squares = self.mul(x, x);
+            self.output(&name, &squares);
+        }
+    }
+
+    /// How much each of the inputs of the layer in force matters, if that is known.
+    pub(super) fn importance(&self, inputs: usize) -> Option<Vec<f32>> {
+        let known = self.importance.as_ref()?.get(&self.scopes.join("."))?;
+        (known.len() == inputs).then(|| known.clone())
     }
 
     /// Layers that would have been quantised and were not.

@@ -15,6 +15,8 @@
 //! `int4` is ONNX Runtime's MatMulNBits (domain com.microsoft), which tract reads too: symmetric, `w = (q - 8) · scale`. A layer whose
 //! inputs are no multiple of the block is stored as `int8-weights` instead.
 
+use std::collections::BTreeMap;
+
 use super::graph::{Attribute, DataType, Graph, Value};
 
 /// Most elements of one weight part: 2^20 stay below tract's folding limit of 4 MiB once they are i32 or f32.
@@ -59,11 +61,21 @@ pub struct Form<'a> {
     pub precision: Precision,
     /// Patterns of layer names, such as `model.layers.0.*`: `*` is any text, `?` any character.
     pub exclude: &'a [String],
+    /// How much the inputs of each layer matter, where that was measured.
+    pub importance: Option<&'a Importance>,
+    /// Let the squares of each layer's inputs come out too, as `probe.LAYER`: to measure that.
+    pub probe: bool,
 }
+
+/// By the name of a layer, the mean square of each of its inputs: an error in the weights of an input that is large costs more.
+pub type Importance = BTreeMap<String, Vec<f32>>;
+
+/// The names of outputs that tell a layer's inputs begin so.
+pub const PROBE: &str = "probe.";
 
 impl From<Precision> for Form<'_> {
     fn from(precision: Precision) -> Self {
-        Self { precision, exclude: &[] }
+        Self { precision, exclude: &[], importance: None, probe: false }
     }
 }
 
@@ -100,14 +112,29 @@ pub fn quantise_per_channel(weight: &[f32], columns: usize) -> (Vec<i8>, Vec<f32
 pub const BLOCK: usize = 32;
 
 /// Symmetric 4-bit weights in blocks of [`BLOCK`] along the rows: `w ≈ (q - 8) · scale`, q in 0..=15, two to a byte (the first in the
-/// low half). The scale maps the block's largest magnitude to q = 0, so that the one value more on the negative side is used.
-pub fn quantise_blocks(weight: &[f32]) -> (Vec<u8>, Vec<f32>) {
+/// low half). A scale that maps the block's largest magnitude to q = 0 uses the one value more on the negative side; around it the one is
+/// taken that loses least, the square of each weight's error counted as often as `importance` (one value for each of a row's inputs)
+/// says.
+pub fn quantise_blocks(weight: &[f32], importance: Option<&[f32]>) -> (Vec<u8>, Vec<f32>) {
+    /// Shares of the first scale that are tried.
+    const SHARES: [f32; 9] = [1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8, 1.05];
     let mut packed = Vec::with_capacity(weight.len() / 2);
     let mut scales = Vec::with_capacity(weight.len() / BLOCK);
-    for block in weight.chunks_exact(BLOCK) {
+    for (number, block) in weight.chunks_exact(BLOCK).enumerate() {
+        let counts = importance.map(|all| {
+            let first = number * BLOCK % all.len();
+            &all[first..first + BLOCK]
+        });
         let peak = block.iter().fold(0.0f32, |peak, w| if w.abs() > peak.abs() { *w } else { peak });
-        let scale = if peak == 0.0 { 1.0 } else { peak / -8.0 };
-        let level = |w: f32| (w / scale + 8.0).round().clamp(0.0, 15.0) as u8;
+        let first = if peak == 0.0 { 1.0 } else { peak / -8.0 };
+        let at = |scale: f32, w: f32| (w / scale + 8.0).round().clamp(0.0, 15.0);
+        let loss = |scale: f32| {
+            let error = |(i, w): (usize, &f32)| counts.map_or(1.0, |counts| counts[i]) * ((at(scale, *w) - 8.0) * scale - w).powi(2);
+            block.iter().enumerate().map(error).sum::<f32>()
+        };
+        let tried = SHARES.map(|share| (loss(first * share), first * share));
+        let scale = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).map_or(first, |(_, scale)| scale);
+        let level = |w: f32| at(scale, w) as u8;
         packed.extend(block.chunks_exact(2).map(|pair| level(pair[0]) | level(pair[1]) << 4));
         scales.push(scale);
     }
@@ -115,11 +142,11 @@ pub fn quantise_blocks(weight: &[f32]) -> (Vec<u8>, Vec<f32>) {
 }
 
 /// ‖stored − weight‖ / ‖weight‖ of a layer in a precision.
-fn storage_error(weight: &[f32], inputs: usize, precision: Precision) -> f64 {
+fn storage_error(weight: &[f32], inputs: usize, precision: Precision, importance: Option<&[f32]>) -> f64 {
     let stored: Vec<f32> = match precision {
         Precision::Fp32 | Precision::Fp16 => return 0.0,
         Precision::Int4 => {
-            let (packed, scales) = quantise_blocks(weight);
+            let (packed, scales) = quantise_blocks(weight, importance);
             let levels = packed.iter().flat_map(|pair| [pair & 15, pair >> 4]);
             levels.zip(scales.iter().flat_map(|scale| [*scale; BLOCK])).map(|(q, scale)| (f32::from(q) - 8.0) * scale).collect()
         }
@@ -156,12 +183,14 @@ impl Graph {
             Precision::Int4 if !inputs.is_multiple_of(BLOCK) => Precision::Int8Weights,
             other => other,
         };
+        self.probe(x);
+        let importance = self.importance(inputs);
         if !matches!(precision, Precision::Fp32 | Precision::Fp16) {
-            self.record_layer(storage_error(weight, inputs, precision));
+            self.record_layer(storage_error(weight, inputs, precision, importance.as_deref()));
         }
         let product = match precision {
             Precision::Int8 => self.linear_int8(x, weight, outputs),
-            Precision::Int4 => self.linear_int4(x, weight, outputs),
+            Precision::Int4 => self.linear_int4(x, weight, outputs, importance.as_deref()),
             _ => {
                 let parts: Vec<Value> = split(outputs, inputs)
                     .into_iter()
@@ -230,9 +259,9 @@ impl Graph {
         self.joined(parts)
     }
 
-    fn linear_int4(&mut self, x: &Value, weight: &[f32], outputs: usize) -> Value {
+    fn linear_int4(&mut self, x: &Value, weight: &[f32], outputs: usize, importance: Option<&[f32]>) -> Value {
         let inputs = x.size(-1);
-        let (packed, scales) = quantise_blocks(weight);
+        let (packed, scales) = quantise_blocks(weight, importance);
         let packed = self.constant_u8("weight", &[outputs, inputs / BLOCK, BLOCK / 2], packed);
         let scales = self.constant_f32("weight_scale", &[outputs * inputs / BLOCK], &scales);
         let mut shape = x.shape.clone();

@@ -9,7 +9,7 @@ mod ops;
 mod proto;
 
 pub use graph::{DataType, Graph, Layer, Value};
-pub use linear::{BLOCK, Form, Precision, SPLIT_ELEMENTS, quantise_blocks, quantise_per_channel};
+pub use linear::{BLOCK, Form, Importance, PROBE, Precision, SPLIT_ELEMENTS, quantise_blocks, quantise_per_channel};
 
 #[cfg(test)]
 mod tests;

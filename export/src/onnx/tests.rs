@@ -4,7 +4,7 @@ use prost::Message;
 use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
 
-use super::{BLOCK, DataType, Graph, Precision, SPLIT_ELEMENTS, Value, quantise_blocks, quantise_per_channel};
+use super::{BLOCK, DataType, Form, Graph, Precision, SPLIT_ELEMENTS, Value, quantise_blocks, quantise_per_channel};
 
 /// Seeded numbers in -0.5..0.5.
 fn noise(count: usize, seed: u32) -> Vec<f32> {
@@ -146,12 +146,12 @@ fn four_bit_blocks_are_within_a_step_and_are_what_the_engine_computes_with() {
     let mut weight = noise(n * k, 14);
     weight[..BLOCK].fill(0.0);
     weight[BLOCK] = 30.0; // an outlier harms its own block only
-    let (packed, scales) = quantise_blocks(&weight);
+    let (packed, scales) = quantise_blocks(&weight, None);
     assert_eq!((packed.len(), scales.len()), (n * k / 2, n * k / BLOCK));
     let stored: Vec<f32> = (0..n * k).map(|i| (f32::from(packed[i / 2] >> (4 * (i % 2)) & 15) - 8.0) * scales[i / BLOCK]).collect();
     for (i, (w, q)) in weight.iter().zip(&stored).enumerate() {
-        // The positive end has one level less.
-        assert!((w - q).abs() <= 1.0001 * scales[i / BLOCK].abs(), "weight {i}: {q} for {w}");
+        // The positive end has one level less, and the largest may be cut off where that serves the others.
+        assert!((w - q).abs() <= 2.7 * scales[i / BLOCK].abs(), "weight {i}: {q} for {w}");
     }
     assert!(scales[2].abs() < 0.5 / 7.0);
     let x = noise(k, 15);
@@ -161,10 +161,27 @@ fn four_bit_blocks_are_within_a_step_and_are_what_the_engine_computes_with() {
     assert!(error(&y, &expected) < 2e-3, "{}", error(&y, &expected));
 }
 
+/// What the large inputs are multiplied by is stored more exactly at the cost of the rest.
+#[test]
+fn four_bits_go_where_they_matter() {
+    let (k, n) = (2 * BLOCK, 50);
+    let weight = noise(n * k, 21);
+    let importance: Vec<f32> = (0..k).map(|i| if i % 8 == 0 { 100.0 } else { 1.0 }).collect();
+    let loss = |known: Option<&[f32]>, counts: &dyn Fn(usize) -> f32| -> f32 {
+        let (packed, scales) = quantise_blocks(&weight, known);
+        let stored = |i: usize| (f32::from(packed[i / 2] >> (4 * (i % 2)) & 15) - 8.0) * scales[i / BLOCK];
+        weight.iter().enumerate().map(|(i, w)| counts(i % k) * (stored(i) - w).powi(2)).sum()
+    };
+    let counted = |i: usize| importance[i];
+    assert!(loss(Some(&importance), &counted) < 0.9 * loss(None, &counted));
+    assert!(loss(None, &|_| 1.0) < loss(Some(&importance), &|_| 1.0));
+}
+
 #[test]
 fn layers_are_kept_in_single_precision_by_name() {
     let mut graph = Graph::new("test", "");
-    graph.exclude(&["blocks.?.up".into(), "*embedding*".into()]);
+    let exclude = ["blocks.?.up".into(), "*embedding*".into()];
+    graph.form(&Form { exclude: &exclude, ..Form::from(Precision::Int8) });
     let x = graph.input("x", DataType::F32, &[1, 64]);
     let weight = noise(64 * 8, 17);
     for name in ["blocks.0", "blocks.1", "blocks.10"] {
