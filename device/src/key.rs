@@ -21,6 +21,8 @@ const RELEASED: i32 = 0;
 const PRESSED: i32 = 1;
 /// Bytes of a `struct input_event`, of which the last eight are type, code and value.
 const EVENT: usize = size_of::<libc::input_event>();
+/// Between two attempts to tell a conversation that has not looked yet.
+const FULL: Duration = Duration::from_millis(20);
 /// Between two attempts to open it.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -125,8 +127,10 @@ impl Key {
                 _ => continue,
             };
             *down = control == Control::KeyDown;
-            // A full queue has 16 of them waiting: nobody listens.
-            let _ = controls.enqueue(control);
+            // A full queue has 16 of them waiting. That the key is up must arrive, or it stays down for ever.
+            while controls.enqueue(control).is_err() && control == Control::KeyUp {
+                std::thread::sleep(FULL);
+            }
         }
     }
 }

@@ -156,10 +156,13 @@ impl WakePhrase {
     /// Writes the file, beside its place and then renamed.
     pub fn save(&self, path: &Path) -> Result<(), WakeError> {
         let at = |source| WakeError::Io { path: path.display().to_string(), source };
-        let beside = path.with_extension("partial");
+        let beside = std::path::PathBuf::from(format!("{}.partial", path.display()));
         let json = serde_json::to_vec(self).map_err(|error| at(error.into()))?;
-        std::fs::write(&beside, json).map_err(at)?;
-        std::fs::rename(&beside, path).map_err(at)
+        std::fs::write(&beside, json).and_then(|()| std::fs::rename(&beside, path)).map_err(|error| {
+            // Nothing can be done about a failure here.
+            let _ = std::fs::remove_file(&beside);
+            at(error)
+        })
     }
 
     /// Looks for it in a stream of units.

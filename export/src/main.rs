@@ -85,7 +85,7 @@ struct Cli {
     samples: Option<PathBuf>,
     /// With --checkpoint or --qwen: measure on this folder how much each input of a layer matters, and store 4-bit weights by that: WAV
     /// files or a corpus, texts (*.txt) for a Qwen2. Best other data than --samples
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["hubert", "hifigan"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["hubert", "hifigan", "join"])]
     calibrate: Option<PathBuf>,
     /// The bundle's name (the output folder's otherwise)
     #[arg(long)]

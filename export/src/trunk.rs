@@ -200,7 +200,10 @@ impl Exporter<'_> {
         let mut importance = Importance::new();
         let mut hidden = Vec::new();
         for part in tokens.chunks(self.config.max_position_embeddings - 1) {
-            hidden.extend(self.read(&mut trunk, part)?.hidden);
+            for (position, token) in part.iter().enumerate() {
+                let (_, row) = self.feed(&mut trunk, *token, position)?;
+                hidden.extend(self.speech.map(|_| row));
+            }
         }
         importance.extend(trunk.importance());
         if let Some(speech) = self.speech {

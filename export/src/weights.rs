@@ -156,6 +156,9 @@ fn read(path: &Path) -> Result<Vec<u8>, WeightsError> {
     std::fs::read(path).map_err(|source| WeightsError::Read { path: path.into(), source })
 }
 
+/// Headers are no longer in the reference implementation.
+const LONGEST_HEADER: u64 = 100_000_000;
+
 /// A safetensors file whose header is in memory; a tensor is read when it is asked for, so that a checkpoint of any size needs the
 /// memory of its largest tensor.
 #[derive(Debug)]
@@ -175,12 +178,12 @@ impl SafeFile {
         let damaged = |reason: &str| WeightsError::Damaged { path: path.into(), bytes, reason: reason.to_owned() };
         let mut length = [0u8; 8];
         file.read_exact_at(&mut length, 0).map_err(|_| damaged("it has no header"))?;
-        let begin = u64::from_le_bytes(length).checked_add(8).filter(|begin| *begin <= bytes);
+        let begin = u64::from_le_bytes(length).checked_add(8).filter(|begin| *begin <= bytes.min(LONGEST_HEADER));
         let begin = begin.ok_or_else(|| damaged("its header is longer than the file"))?;
         let mut header = vec![0u8; (begin - 8) as usize];
         file.read_exact_at(&mut header, 8).map_err(unread)?;
         let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| damaged(&format!("its header: {error}")))?;
-        if begin + metadata.data_len() as u64 != bytes {
+        if begin.checked_add(metadata.data_len() as u64) != Some(bytes) {
             return Err(damaged(&format!("its header promises {} bytes of tensors", metadata.data_len())));
         }
         Ok(Self { path: path.into(), file, begin, metadata })
@@ -230,6 +233,9 @@ fn shards(path: &Path) -> Result<Store, WeightsError> {
     let number = |file: &PathBuf| paths.binary_search(&file).expect("all files are in the list");
     let index = places.iter().map(|(name, file)| (name.clone(), number(file))).collect();
     let files = paths.iter().map(|path| SafeFile::open(path)).collect::<Result<Vec<_>, _>>()?;
+    if let Some((name, file)) = places.iter().find(|(name, file)| files[number(file)].metadata.info(name).is_none()) {
+        return Err(wrong(format!("the shard {} has no tensor `{name}`", file.display())));
+    }
     Ok(Store::Safetensors { files, index: Some(index) })
 }
 

@@ -60,10 +60,9 @@ impl Manifest {
             self.check_tokenizer(tokenizer)?;
         }
         if let Some(distances) = &self.unit_distances
-            && distances.bytes != (self.k * self.k) as u64
+            && (self.k as u64).checked_mul(self.k as u64) != Some(distances.bytes)
         {
-            let (file, found) = (distances.file.clone(), distances.bytes);
-            return Err(BundleError::FileSize { file, expected: (self.k * self.k) as u64, found });
+            return Err(value("unit_distances.bytes", distances.bytes, "k · k"));
         }
         decoder.as_ref().map_or(Ok(()), |decoder| self.check_decoder(decoder))
     }

@@ -16,10 +16,8 @@ use crate::tools::{Due, Now};
 /// What the agent is to do. Orders are carried out one after the other.
 #[derive(Debug)]
 pub enum Order {
-    /// A question begins.
-    Begin,
-    /// A question begins that needs the wake phrase.
-    BeginAsleep,
+    /// The question of this number begins; asleep, it needs the wake phrase.
+    Begin { question: u64, asleep: bool },
     /// More of it.
     Push(Vec<f32>),
     /// Does this question seem complete?
@@ -150,14 +148,15 @@ pub struct Worker {
     pending: Option<(Turn, Vec<i16>)>,
     /// The question as it was heard.
     question: Vec<i16>,
-    /// The wake phrase was reported.
+    /// Its number, and whether the wake phrase in it was reported.
+    number: u64,
     called: bool,
     rang: bool,
 }
 
 impl Worker {
     fn new(agent: Agent) -> Self {
-        Self { agent, pending: None, question: Vec::new(), called: false, rang: false }
+        Self { agent, pending: None, question: Vec::new(), number: 0, called: false, rang: false }
     }
 
     fn carry_out(&mut self, order: Order, wanted: &AtomicU64, report: &mut dyn FnMut(Report)) {
@@ -172,21 +171,16 @@ impl Worker {
 
     fn try_to(&mut self, order: Order, wanted: &AtomicU64, report: &mut dyn FnMut(Report)) -> Result<(), AgentError> {
         match order {
-            Order::Begin => {
+            Order::Begin { question, asleep } => {
                 self.question.clear();
-                self.called = false;
-                self.agent.begin("microphone")
-            }
-            Order::BeginAsleep => {
-                self.question.clear();
-                self.called = false;
-                self.agent.begin_asleep("microphone")
+                (self.number, self.called) = (question, false);
+                if asleep { self.agent.begin_asleep("microphone") } else { self.agent.begin("microphone") }
             }
             Order::Push(mut samples) => {
                 // A replay of the field log hears the very same samples.
                 field::round(&mut samples, &mut self.question);
                 self.agent.push(&samples, None)?;
-                self.tell_if_called(wanted.load(Relaxed), report);
+                self.tell_if_called(report);
                 Ok(())
             }
             Order::Complete(question) => {
@@ -220,9 +214,9 @@ impl Worker {
         }
     }
 
-    fn tell_if_called(&mut self, question: u64, report: &mut dyn FnMut(Report)) {
+    fn tell_if_called(&mut self, report: &mut dyn FnMut(Report)) {
         if self.agent.called() && !std::mem::replace(&mut self.called, true) {
-            report(Report::Called(question));
+            report(Report::Called(self.number));
         }
     }
 
@@ -241,7 +235,7 @@ impl Worker {
             return self.agent.abandon();
         }
         let asked = self.agent.asked()?;
-        self.tell_if_called(question, report);
+        self.tell_if_called(report);
         if !asked {
             report(Report::NotAsked(question));
             return self.agent.abandon();

@@ -139,12 +139,16 @@ pub struct Conversation<D: Duplex> {
     ringing: bool,
     /// Number of the question; reports on others are out of date.
     question: u64,
-    /// Until when questions need no wake phrase; for ever where there is none.
-    awake_until: Time,
-    /// When the question that is being heard began, whether it needs the phrase, and whether it still waits for it.
-    began: Time,
+    /// Until when questions need no wake phrase.
+    awake_until: Option<Time>,
+    /// When the question that is being heard began, whether it needs the phrase, whether it still waits for it, and whether it was told
+    /// that it was there.
+    began: Option<Time>,
     needs_phrase: bool,
     asleep: bool,
+    woken: bool,
+    /// With a wake phrase: when the last exchange was, until it is forgotten. Talk that is not meant for the agent keeps nothing alive.
+    exchanged: Option<Time>,
     /// The state before this frame's inputs, and the one that was told last.
     before: State,
     told: State,
@@ -176,10 +180,12 @@ impl<D: Duplex> Conversation<D> {
             ringer: Ringer::default(),
             ringing: false,
             question: 0,
-            awake_until: Duration::ZERO,
-            began: Duration::ZERO,
+            awake_until: None,
+            began: None,
             needs_phrase: false,
             asleep: false,
+            woken: false,
+            exchanged: None,
             before: State::Idle,
             told: State::Idle,
             pushed: None,
@@ -254,6 +260,10 @@ impl<D: Duplex> Conversation<D> {
             let input = match control {
                 Control::KeyDown => {
                     self.stay_awake();
+                    if self.asleep && self.turns.state() == State::Listening {
+                        // What is overheard ends here, so that the key begins a question.
+                        self.input(Input::Failed);
+                    }
                     Input::KeyDown
                 }
                 Control::KeyUp => Input::KeyUp,
@@ -284,6 +294,10 @@ impl<D: Duplex> Conversation<D> {
             tell(&Happening::State { at_s: self.hearing.now().as_secs_f64(), state });
         }
         if self.hearing.now().as_millis().is_multiple_of(1000) {
+            let old = |at: &mut Time| self.hearing.now() >= *at + self.settings.turns.idle.timeout;
+            if self.settings.wake.phrase.is_some() && (self.asleep || before == State::Idle) && self.exchanged.take_if(old).is_some() {
+                self.mind.order(Order::Forget);
+            }
             self.mind.order(Order::Look);
         }
         if let Some(message) = self.device.notice() {
@@ -305,7 +319,7 @@ impl<D: Duplex> Conversation<D> {
                 self.question += 1;
                 self.mind.want(self.question);
                 self.asleep = self.begin_asleep(since);
-                self.mind.order(if self.asleep { Order::BeginAsleep } else { Order::Begin });
+                self.mind.order(Order::Begin { question: self.question, asleep: self.needs_phrase });
                 self.pushed = Some(since);
                 self.push();
             }
@@ -337,16 +351,19 @@ impl<D: Duplex> Conversation<D> {
     /// Does a question that begins now need the wake phrase? Not behind an answer or into one, while something rings, or by the key.
     fn begin_asleep(&mut self, since: Time) -> bool {
         // A question that goes on is heard again from its beginning, the phrase included.
-        if since != std::mem::replace(&mut self.began, since) {
+        if self.began.replace(since) != Some(since) {
             let wanted = self.settings.wake.phrase.is_some();
-            self.needs_phrase = wanted && self.before == State::Idle && !self.ringing && since > self.awake_until;
+            // What follows overheard talk is as good as what follows silence.
+            let from_rest = self.before == State::Idle || self.asleep;
+            self.needs_phrase = wanted && from_rest && !self.ringing && self.awake_until.is_none_or(|until| since > until);
+            self.woken = false;
         }
-        self.needs_phrase
+        self.needs_phrase && !self.woken
     }
 
     /// Questions need no phrase for a while from now on.
     fn stay_awake(&mut self) {
-        self.awake_until = self.hearing.now() + self.settings.wake.awake;
+        self.awake_until = Some(self.hearing.now() + self.settings.wake.awake);
     }
 
     /// Nothing that the agent still says about this question is wanted.
@@ -371,6 +388,7 @@ impl<D: Duplex> Conversation<D> {
     fn follow_playback(&mut self, played: Played) {
         match played {
             Played::First => {
+                self.asleep = false;
                 self.waited.playback = ms(self.asked.elapsed()) - self.waited.first_audio - self.waited.first_text;
                 self.waited.audible = self.device.latency() * 10.0;
                 self.input(Input::PlaybackStarted);
@@ -399,7 +417,7 @@ impl<D: Duplex> Conversation<D> {
                 tell(&Happening::Agent(event));
             }
             Report::Called(question) => {
-                if question == self.question {
+                if question == self.question && !std::mem::replace(&mut self.woken, true) {
                     self.asleep = false;
                     self.stay_awake();
                     tell(&Happening::Wake { at_s: self.hearing.now().as_secs_f64() });
@@ -437,6 +455,7 @@ impl<D: Duplex> Conversation<D> {
             }
             Report::Settled(turn, question) => {
                 self.stay_awake();
+                self.exchanged = Some(self.hearing.now());
                 let w = &mut self.waited;
                 w.voice_to_voice = w.endpoint + w.first_text + w.first_audio + w.playback + w.audible;
                 tell(&Happening::Settled { turn, waited_ms: *w, question });

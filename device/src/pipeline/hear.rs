@@ -24,6 +24,8 @@ pub(super) struct Heard {
     called: Called,
     /// Energy of the sound of each unit of the question.
     energies: Vec<f32>,
+    /// Samples that were taken away with the wake phrase.
+    skipped: usize,
 }
 
 /// Has the wake phrase been said?
@@ -40,6 +42,13 @@ enum Called {
 /// Units of a question behind the wake phrase that must be about as loud as the phrase (25 dB).
 const ASKED: usize = 4;
 const AS_LOUD: f32 = 3e-3;
+
+impl Heard {
+    /// Samples of the question, without the wake phrase.
+    pub(super) fn asked_samples(&self) -> usize {
+        self.samples.saturating_sub(self.skipped)
+    }
+}
 
 impl Agent {
     /// Begins to hear a question. One that is still open, and an answer that was not settled, are forgotten.
@@ -63,12 +72,13 @@ impl Agent {
             limit: self.lm.position() + self.lm.context() * 3 / 8,
             called: Called::NeedNot,
             energies: Vec::new(),
+            skipped: 0,
         });
         Ok(())
     }
 
     /// As [`Agent::begin`], but only what is said behind the wake phrase counts: the language model does not hear what comes before.
-    /// Without a phrase ([`Agent::wake_by`]) it is the same.
+    /// Without a phrase ([`Agent::wake_by`]) it is the same. Before [`Agent::answer`] ask [`Agent::asked`].
     ///
     /// # Errors
     /// See [`Agent::begin`].
@@ -123,6 +133,8 @@ impl Agent {
             None => Called::NotYet(heard.units.len()),
             Some(end) => {
                 heard.units.drain(..end);
+                let manifest = self.bundle.manifest();
+                heard.skipped = end.saturating_sub(manifest.tokenizer_delay()) * manifest.samples_per_unit();
                 Called::Yes(end)
             }
         };
@@ -181,7 +193,11 @@ impl Agent {
     /// See [`Agent::begin`].
     pub fn abandon(&mut self) -> Result<(), AgentError> {
         self.heard = None;
-        self.recover()
+        if self.lm.position() != self.history.positions() {
+            return self.recover();
+        }
+        // The language model has heard nothing of it.
+        Ok(self.tokenizer.reset()?)
     }
 
     /// Takes in a question until the device says that it is over.

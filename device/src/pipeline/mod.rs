@@ -189,9 +189,9 @@ impl Agent {
         }
         let Some(mut heard) = self.heard.take() else { return Err(AudioError::Stopped.into()) };
         self.end_hearing(&mut heard)?;
-        let mut turn = Turn { turn_id: self.turn_id, source: heard.source, ..Turn::default() };
         let manifest = self.bundle.manifest();
-        turn.question_s = heard.samples as f64 / f64::from(manifest.sample_rate);
+        let question_s = heard.asked_samples() as f64 / f64::from(manifest.sample_rate);
+        let mut turn = Turn { turn_id: self.turn_id, source: heard.source, question_s, ..Turn::default() };
         turn.question_units = heard.units;
         let mut clock = Clock { end_of_question: heard.last_sample, tools: Duration::ZERO };
         turn.timing_ms.endpoint = clock.ms();

@@ -272,7 +272,10 @@ pub fn make(options: &Options) -> Result<Manifest, Error> {
     let recordings: Vec<Recording> = options.recordings.as_deref().map(recordings::list).transpose()?.unwrap_or_default();
 
     let questions = plan_questions(&grammar, &synthesisers, options);
-    let swapped = plan_swapped(&Grammar::parse_swapped(&grammar_path, &grammar_text)?, &questions, options);
+    let swapped = match options.swapped {
+        0 => Vec::new(),
+        _ => plan_swapped(&Grammar::parse_swapped(&grammar_path, &grammar_text)?, &questions, options),
+    };
     let replies = plan_replies(&grammar, options);
     let mut words: BTreeSet<String> = grammar.words().clone();
     let texts = questions.iter().flat_map(|question| [&question.sampled.turn.question, &question.sampled.turn.reply]);
