@@ -2,7 +2,13 @@
 
     speed.py --bin target/debug [--seconds 10]
 
-One thread each. Random weights: times do not depend on them. Also how long the export to int8 takes and how much memory it needs.
+One thread each. Random weights: times do not depend on them. Also how long the export to int8 takes and how much memory it needs, and
+a step of a language model of Qwen2.5-0.5B's shape in int8 on both engines, with the share of this machine's memory bandwidth that it uses.
+
+Debian's PyTorch has no fast kernels. With PyPI's (2 GB and more) it is a fair rival:
+
+    python3 -m venv /tmp/torch && /tmp/torch/bin/pip install torch==2.3.1 numpy==1.26.4 transformers==4.48.3 scikit-learn==1.5.2 onnxruntime==1.20.1
+    SA_TORCH_PYTHON=/tmp/torch/bin/python make bench
 """
 
 import argparse
@@ -18,6 +24,57 @@ import numpy as np
 import reference  # prepares torch; must come before transformers
 import torch
 from hubert import audio, make, features
+from safetensors.torch import save_file
+
+
+def bandwidth():
+    """GB/s that one thread reads, at the least: NumPy's sum of half a gigabyte, the best of five."""
+    values = np.ones(1 << 27, np.float32)
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        values.sum()
+        times.append(time.perf_counter() - began)
+    return values.nbytes / min(times) / 1e9
+
+
+def language_model(folder, binaries):
+    """A step at the shape of Qwen2.5-0.5B, int8."""
+    d, wide, layers, heads, pairs, vocabulary, steps = 896, 4864, 24, 14, 2, 151936, 24
+    tensor = lambda *shape: (0.02 * torch.randn(*shape)).to(torch.bfloat16)
+    state = {"model.embed_tokens.weight": tensor(vocabulary, d), "model.norm.weight": torch.ones(d)}
+    for layer in (f"model.layers.{i}." for i in range(layers)):
+        for part, rows in [("q", 64 * heads), ("k", 64 * pairs), ("v", 64 * pairs)]:
+            state |= {f"{layer}self_attn.{part}_proj.weight": tensor(rows, d), f"{layer}self_attn.{part}_proj.bias": tensor(rows)}
+        state[f"{layer}self_attn.o_proj.weight"] = tensor(d, 64 * heads)
+        for part, shape in [("gate", (wide, d)), ("up", (wide, d)), ("down", (d, wide))]:
+            state[f"{layer}mlp.{part}_proj.weight"] = tensor(*shape)
+        for part in ["input", "post_attention"]:
+            state[f"{layer}{part}_layernorm.weight"] = torch.ones(d)
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    config = dict(
+        model_type="qwen2", vocab_size=vocabulary, hidden_size=d, intermediate_size=wide, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=pairs, max_position_embeddings=32768, rope_theta=1e6, tie_word_embeddings=True,
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    np.save(folder / "tokens.npy", np.arange(steps, dtype=np.float32) * 37)
+    np.save(folder / "logits.npy", np.ones((steps, vocabulary), np.float32))
+    # Of the embedding only a row is read, of the logits' product all.
+    read = sum(value.numel() for name, value in state.items() if value.ndim == 2) / 1e9
+    most = bandwidth()
+    print(f"\nQwen2.5-0.5B's shape, int8, one thread; a thread reads {most:.1f} GB/s here at the least (a sum by NumPy)\n\n| engine | ms a step | share of the bandwidth |\n|---|---|---|")
+    times = {}
+    for engine in reference.engines():
+        done = subprocess.run(
+            [binaries / "parity", "qwen", "--engine", engine, "--qwen", folder, "--tokens", folder / "tokens.npy", "--logits", folder / "logits.npy",
+             "--prompt", "4", "--form", "int8"],
+            capture_output=True, text=True, check=True,
+        )
+        times[engine] = json.loads(done.stdout)["ms"]
+        print(f"| {engine} | {times[engine]:.1f} | {100 * read / times[engine] * 1000 / most:.0f} % |", flush=True)
+    if "ort" in times:
+        print(f"\ntract is {times['ort'] / times['tract']:.2f} times as fast as ort")
 
 
 def main():
@@ -61,6 +118,7 @@ def main():
         )
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
         print(f"export to int8, with the curve over the look-ahead: {time.perf_counter() - began:.0f} s; peak memory of all that ran {peak:.2f} GB")
+        language_model(scratch / "qwen", options.bin)
 
 
 if __name__ == "__main__":
