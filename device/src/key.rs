@@ -95,7 +95,7 @@ impl Key {
                 let error = self.read(&mut file, controls, &mut down);
                 if down {
                     // It cannot be released any more.
-                    let _ = controls.enqueue(Control::KeyUp);
+                    put(controls, Control::KeyUp);
                 }
                 format!("the talk key {} went away ({error}); it is looked for again", self.device.display())
             }
@@ -127,11 +127,15 @@ impl Key {
                 _ => continue,
             };
             *down = control == Control::KeyDown;
-            // A full queue has 16 of them waiting. That the key is up must arrive, or it stays down for ever.
-            while controls.enqueue(control).is_err() && control == Control::KeyUp {
-                std::thread::sleep(FULL);
-            }
+            put(controls, control);
         }
+    }
+}
+
+/// A full queue has 16 of them waiting. That the key is up must arrive, or it stays down for ever.
+fn put(controls: &Controls, control: Control) {
+    while controls.enqueue(control).is_err() && control == Control::KeyUp {
+        std::thread::sleep(FULL);
     }
 }
 

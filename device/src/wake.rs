@@ -2,8 +2,8 @@
 //!
 //! A pattern is compared with the stream of units by edit distance (Sellers 1980: it may begin and end anywhere), where a unit that
 //! lasts counts once, and taking one unit for another costs by how far apart their centroids are. The distance by the pattern's length
-//! is the score: 0.2 for the same voice as a rule, 0.5 for the nearest thing in an hour of other talk (`models/grammar/wake.toml`
-//! says how that was measured).
+//! is the score: 0.2 for the same voice as a rule, 0.5 for the nearest thing in an hour of other talk (measured by
+//! `tests/figures.py wake`).
 
 use std::path::Path;
 

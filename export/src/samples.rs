@@ -13,6 +13,15 @@ const RATE: usize = 16_000;
 /// Questions taken from a corpus.
 const CORPUS_QUESTIONS: usize = 100;
 
+/// The files of a folder whose names end in `.extension`, in order of their names.
+pub fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir).with_context(|| format!("opening the folder {}", dir.display()))?;
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension)));
+    paths.sort();
+    Ok(paths)
+}
+
 /// Audio for the comparisons.
 pub struct Samples {
     /// Where it comes from, for the report.
@@ -50,10 +59,7 @@ impl Samples {
     }
 
     fn of_folder(dir: &Path) -> Result<Self> {
-        let entries = std::fs::read_dir(dir).with_context(|| format!("opening the samples folder {}", dir.display()))?;
-        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        paths.retain(|path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("wav")));
-        paths.sort();
+        let paths = files(dir, "wav")?;
         ensure!(!paths.is_empty(), "{} holds no WAV files", dir.display());
         let mut recordings = Vec::new();
         let mut left = TOTAL_SECONDS * RATE;

@@ -22,6 +22,7 @@ use crate::onnx::{Form, Importance, Precision};
 use crate::prove::{Distance, Item, arg_max, lm_step, text_step};
 use crate::report::Report;
 use crate::runner::{RunError, Runner};
+use crate::samples::files;
 use crate::target::{RATE, Target, progress};
 
 /// Positions that forms are compared on; one different token of them is within the budget of 99.5 %.
@@ -264,12 +265,8 @@ impl Exporter<'_> {
 fn texts(dir: &Path, tokenizer: &Path) -> Result<Vec<i64>> {
     let wrong = |error: tokenizers::Error| anyhow!("{}: {error}", tokenizer.display());
     let tokenizer = Tokenizer::from_file(tokenizer).map_err(wrong)?;
-    let entries = std::fs::read_dir(dir).with_context(|| format!("opening the texts {}", dir.display()))?;
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "txt"));
-    paths.sort();
     let mut tokens = Vec::new();
-    for path in paths {
+    for path in files(dir, "txt")? {
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let encoded = tokenizer.encode_fast(text, false).map_err(wrong)?;
         tokens.extend(encoded.get_ids().iter().map(|id| i64::from(*id)));

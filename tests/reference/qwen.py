@@ -94,30 +94,36 @@ def check(case, name, model, binaries):
                 assert 0 < found["error"] <= most, (form, found)
 
 
-def speech(folder, kind, units=20, group=3, size=8):
-    """Speech weights of our own naming; random."""
-    rng = np.random.default_rng(6)
-    d, wide = SIZES["hidden_size"], 64
-    tensor = lambda *shape: (rng.standard_normal(shape) / shape[-1] ** 0.5).astype(np.float32)
-    state = {"unit_embedding.weight": tensor(units + 1, size), "adaptor.weight": tensor(d, group * size)}
+def speech(folder, kind, units=20, group=3):
+    """Random speech weights beside the trunk, written and returned; the heads differ in what they say and end words now and then."""
+    rng = np.random.default_rng(7)
+    tensor = lambda *shape, scale=1.0: (scale * rng.standard_normal(shape) / shape[-1] ** 0.5).astype(np.float32)
+    d, size, wide, middle = SIZES["hidden_size"], 8, 48, 96
+    state = {"unit_embedding.weight": tensor(units + 1, size, scale=3), "adaptor.weight": tensor(d, group * size)}
     head = {"kind": kind}
     if kind == "linear":
         state["head.output.weight"] = tensor(group * (units + 1), d)
     else:
-        head |= dict(num_hidden_layers=1, num_attention_heads=4, head_dim=16, intermediate_size=96)
-        state |= {"head.input.weight": tensor(d, d), "head.queries": tensor(group, d), "head.norm.weight": np.ones(d, np.float32)}
-        state["head.output.weight"] = tensor(units + 1, d)
-        layer = "head.layers.0."
-        for part in "qkv":
-            state[f"{layer}self_attn.{part}_proj.weight"] = tensor(wide, d)
-        state[f"{layer}self_attn.o_proj.weight"] = tensor(d, wide)
-        for part, shape in [("gate", (96, d)), ("up", (96, d)), ("down", (d, 96))]:
-            state[f"{layer}mlp.{part}_proj.weight"] = tensor(*shape)
-        for part in ["input", "post_attention"]:
-            state[f"{layer}{part}_layernorm.weight"] = np.ones(d, np.float32)
+        width = d if kind == "group" else 32
+        head |= dict(num_hidden_layers=2, num_attention_heads=3, head_dim=16, intermediate_size=middle)
+        if kind == "group":
+            state |= {"head.input.weight": tensor(d, d), "head.queries": tensor(group, d, scale=3)}
+        else:
+            head["hidden_size"] = width
+            state |= {"head.input.weight": tensor(group * width, d), "head.embedding.weight": tensor(units + 1, width, scale=3)}
+        state |= {"head.norm.weight": 1 + tensor(width), "head.output.weight": tensor(units + 1, width)}
+        for layer in (f"head.layers.{i}." for i in range(2)):
+            state |= {f"{layer}self_attn.{part}_proj.weight": tensor(wide, width) for part in "qkv"}
+            state[f"{layer}self_attn.o_proj.weight"] = tensor(width, wide)
+            for part, shape in [("gate", (middle, width)), ("up", (middle, width)), ("down", (width, middle))]:
+                state[f"{layer}mlp.{part}_proj.weight"] = tensor(*shape)
+            for part in ["input", "post_attention"]:
+                state[f"{layer}{part}_layernorm.weight"] = 1 + tensor(width)
     folder.mkdir()
     save_file(state, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(dict(units=units, group=group, unit_embedding_size=size, head=head)))
+    config = dict(units=units, group=group, unit_embedding_size=size, transcript=True, head=head)
+    (folder / "config.json").write_text(json.dumps(config))
+    return {name: torch.from_numpy(value) for name, value in state.items()}, head
 
 
 def check_bundles(case, scratch, binaries):

@@ -13,7 +13,6 @@ import math
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import qwen
 import reference  # prepares torch; must come before transformers
 import torch
@@ -76,38 +75,6 @@ def group_units(hidden, weights, head):
         x[1:] += weights["head.embedding.weight"][units]
         units.append(logits(layers(x, weights, count, heads, causal=True))[-1].argmax().item())
     return units
-
-
-def speech(folder, kind, d):
-    """Random speech weights; the heads must differ in what they say and end words now and then."""
-    rng = np.random.default_rng(7)
-    tensor = lambda *shape, scale=1.0: (scale * rng.standard_normal(shape) / shape[-1] ** 0.5).astype(np.float32)
-    size, wide, middle = 8, 48, 96
-    state = {"unit_embedding.weight": tensor(UNITS + 1, size, scale=3), "adaptor.weight": tensor(d, GROUP * size)}
-    head = {"kind": kind}
-    if kind == "linear":
-        state["head.output.weight"] = tensor(GROUP * (UNITS + 1), d)
-    else:
-        width = d if kind == "group" else 32
-        head |= dict(num_hidden_layers=2, num_attention_heads=3, head_dim=16, intermediate_size=middle)
-        if kind == "group":
-            state |= {"head.input.weight": tensor(d, d), "head.queries": tensor(GROUP, d, scale=3)}
-        else:
-            head["hidden_size"] = width
-            state |= {"head.input.weight": tensor(GROUP * width, d), "head.embedding.weight": tensor(UNITS + 1, width, scale=3)}
-        state |= {"head.norm.weight": 1 + tensor(width), "head.output.weight": tensor(UNITS + 1, width)}
-        for layer in (f"head.layers.{i}." for i in range(2)):
-            state |= {f"{layer}self_attn.{part}_proj.weight": tensor(wide, width) for part in "qkv"}
-            state[f"{layer}self_attn.o_proj.weight"] = tensor(width, wide)
-            for part, shape in [("gate", (middle, width)), ("up", (middle, width)), ("down", (width, middle))]:
-                state[f"{layer}mlp.{part}_proj.weight"] = tensor(*shape)
-            for part in ["input", "post_attention"]:
-                state[f"{layer}{part}_layernorm.weight"] = 1 + tensor(width)
-    folder.mkdir()
-    save_file(state, folder / "model.safetensors")
-    config = dict(units=UNITS, group=GROUP, unit_embedding_size=size, transcript=True, head=head)
-    (folder / "config.json").write_text(json.dumps(config))
-    return {name: torch.from_numpy(value) for name, value in state.items()}, head
 
 
 class Conversation:
@@ -238,7 +205,7 @@ def main():
         config.write_text("[conversation]\n" + "".join(f"{key} = {value}\n" for key, value in LIMITS.items()))
         spoken = set()
         for kind in ["group", "depth", "linear"]:
-            weights, head = speech(scratch / kind, kind, qwen.SIZES["hidden_size"])
+            weights, head = qwen.speech(scratch / kind, kind, UNITS, GROUP)
             part, agent = scratch / f"{kind}-part", scratch / f"{kind}-agent"
             run(binaries / "sa-export", "--qwen", trunk, "--speech", scratch / kind, "--context", 512, "--output", part)
             said = run(binaries / "sa-export", "--join", part, NANO, "--output", agent).stdout

@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import qwen
 import reference  # prepares torch; must come before transformers
 import torch
 from hubert import audio, make, features
-from safetensors.torch import save_file
 
 
 def bandwidth():
@@ -41,27 +41,16 @@ def bandwidth():
 def language_model(folder, binaries):
     """A step at the shape of Qwen2.5-0.5B, int8."""
     d, wide, layers, heads, pairs, vocabulary, steps = 896, 4864, 24, 14, 2, 151936, 24
-    tensor = lambda *shape: (0.02 * torch.randn(*shape)).to(torch.bfloat16)
-    state = {"model.embed_tokens.weight": tensor(vocabulary, d), "model.norm.weight": torch.ones(d)}
-    for layer in (f"model.layers.{i}." for i in range(layers)):
-        for part, rows in [("q", 64 * heads), ("k", 64 * pairs), ("v", 64 * pairs)]:
-            state |= {f"{layer}self_attn.{part}_proj.weight": tensor(rows, d), f"{layer}self_attn.{part}_proj.bias": tensor(rows)}
-        state[f"{layer}self_attn.o_proj.weight"] = tensor(d, 64 * heads)
-        for part, shape in [("gate", (wide, d)), ("up", (wide, d)), ("down", (d, wide))]:
-            state[f"{layer}mlp.{part}_proj.weight"] = tensor(*shape)
-        for part in ["input", "post_attention"]:
-            state[f"{layer}{part}_layernorm.weight"] = torch.ones(d)
-    folder.mkdir()
-    save_file(state, folder / "model.safetensors")
-    config = dict(
-        model_type="qwen2", vocab_size=vocabulary, hidden_size=d, intermediate_size=wide, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=pairs, max_position_embeddings=32768, rope_theta=1e6, tie_word_embeddings=True,
-    )
-    (folder / "config.json").write_text(json.dumps(config))
+    model = qwen.make(dict(
+        vocab_size=vocabulary, hidden_size=d, intermediate_size=wide, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=pairs, max_position_embeddings=32768, tie_word_embeddings=True,
+    ))
+    model.to(torch.bfloat16).save_pretrained(folder)
     np.save(folder / "tokens.npy", np.arange(steps, dtype=np.float32) * 37)
     np.save(folder / "logits.npy", np.ones((steps, vocabulary), np.float32))
     # Of the embedding only a row is read, of the logits' product all.
-    read = sum(value.numel() for name, value in state.items() if value.ndim == 2) / 1e9
+    read = sum(value.numel() for value in model.parameters() if value.ndim == 2) / 1e9
+    del model
     most = bandwidth()
     print(f"\nQwen2.5-0.5B's shape, int8, one thread; a thread reads {most:.1f} GB/s here at the least (a sum by NumPy)\n\n| engine | ms a step | share of the bandwidth |\n|---|---|---|")
     times = {}

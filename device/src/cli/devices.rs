@@ -2,17 +2,13 @@
 
 use std::process::ExitCode;
 
+use super::settings::Sound;
+
 #[derive(clap::Args)]
 pub struct Args {
-    /// alsa, pulseaudio or pipewire (of those that were built in).
-    #[arg(long, value_name = "NAME", env = "SA_AUDIO_HOST")]
-    pub host: Option<String>,
-    /// Show what this choice would lead to: see `listen`.
-    #[arg(long, value_name = "NAME", env = "SA_MICROPHONE")]
-    pub microphone: Option<String>,
-    /// Likewise.
-    #[arg(long, value_name = "NAME", env = "SA_SPEAKER")]
-    pub speaker: Option<String>,
+    /// Shows what this choice would lead to.
+    #[command(flatten)]
+    pub sound: Sound,
     /// One JSON array instead of a table.
     #[arg(long)]
     pub json: bool,
@@ -32,7 +28,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     use sa_device::audio::live::Wish;
     use sa_device::audio::live::hardware::{Side, list};
 
-    let all = list(&Wish { microphone: args.microphone, speaker: args.speaker, host: args.host })?;
+    let mut wish = Wish::default();
+    args.sound.over(&mut wish);
+    let all = list(&wish)?;
     if all.is_empty() {
         let message = "there is no audio device: is one plugged in (`arecord -l`, `aplay -l`), and is this user in the group `audio`?";
         return Err(AudioError::Device { message: message.to_owned() }.into());

@@ -10,21 +10,14 @@ use sa_device::doctor::{Finding, Level};
 use serde::Serialize;
 
 use super::bench;
-use super::settings::{Common, File};
+use super::settings::{Common, File, Sound};
 
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     common: Common,
-    /// The microphone: see `listen`.
-    #[arg(long, value_name = "NAME", env = "SA_MICROPHONE")]
-    microphone: Option<String>,
-    /// The speaker, likewise.
-    #[arg(long, value_name = "NAME", env = "SA_SPEAKER")]
-    speaker: Option<String>,
-    /// alsa, pulseaudio or pipewire (of those that were built in).
-    #[arg(long, value_name = "NAME", env = "SA_AUDIO_HOST")]
-    host: Option<String>,
+    #[command(flatten)]
+    sound: Sound,
     /// Seconds of sound that are listened to, three chirps in them.
     #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u32).range(9..=3600))]
     seconds: u32,
@@ -49,9 +42,7 @@ struct Report {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut settings = args.common.resolve()?;
-    settings.audio.microphone = args.microphone.or(settings.audio.microphone);
-    settings.audio.speaker = args.speaker.or(settings.audio.speaker);
-    settings.audio.host = args.host.or(settings.audio.host);
+    args.sound.over(&mut settings.audio);
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         findings: Machine::new(std::path::Path::new("/")).findings(),

@@ -7,7 +7,7 @@ use anyhow::Context;
 use sa_device::audio::read_wav;
 use sa_device::wake::WakePhrase;
 
-use super::settings::Common;
+use super::settings::{Common, Sound};
 
 /// Seconds of a recording; the phrase is a second or so of it.
 const LONGEST: f64 = 10.0;
@@ -22,22 +22,13 @@ pub struct Args {
     /// Where the phrase is kept, for `listen --wake FILE`.
     #[arg(long, short, value_name = "FILE", default_value = "wake.json")]
     output: PathBuf,
-    /// The microphone: see `listen`.
-    #[arg(long, value_name = "NAME", env = "SA_MICROPHONE")]
-    microphone: Option<String>,
-    /// The speaker, likewise (nothing is played).
-    #[arg(long, value_name = "NAME", env = "SA_SPEAKER")]
-    speaker: Option<String>,
-    /// alsa, pulseaudio or pipewire (of those that were built in).
-    #[arg(long, value_name = "NAME", env = "SA_AUDIO_HOST")]
-    host: Option<String>,
+    #[command(flatten)]
+    sound: Sound,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut settings = args.common.resolve()?;
-    settings.audio.microphone = args.microphone.or(settings.audio.microphone);
-    settings.audio.speaker = args.speaker.or(settings.audio.speaker);
-    settings.audio.host = args.host.or(settings.audio.host);
+    args.sound.over(&mut settings.audio);
     let engine = settings.engine()?;
     let bundle = settings.open_bundle()?;
     let recordings = if args.input.is_empty() {

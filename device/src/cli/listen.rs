@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use sa_device::turns::TurnSettings;
 
 use super::around::Around;
-use super::settings::Common;
+use super::settings::{Common, Sound};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -13,15 +13,8 @@ pub struct Args {
     pub common: Common,
     #[command(flatten)]
     pub around: Around,
-    /// The microphone: an id of `sa-agent devices`, or part of an id or a name.
-    #[arg(long, value_name = "NAME", env = "SA_MICROPHONE")]
-    pub microphone: Option<String>,
-    /// The speaker, likewise.
-    #[arg(long, value_name = "NAME", env = "SA_SPEAKER")]
-    pub speaker: Option<String>,
-    /// alsa, pulseaudio or pipewire (of those that were built in).
-    #[arg(long, value_name = "NAME", env = "SA_AUDIO_HOST")]
-    pub host: Option<String>,
+    #[command(flatten)]
+    pub sound: Sound,
     /// The microphone counts only while the talk key is down: --key, or SIGUSR1 (down) and SIGUSR2 (up). Without it they work too, beside the voice.
     #[arg(long)]
     pub push_to_talk: bool,
@@ -82,9 +75,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Timers and alarms of somebody who talks to it are to survive the night.
     settings.state = settings.state.or_else(default_state_dir);
     args.turns(&mut settings.live.turns);
-    settings.audio.microphone = args.microphone.or(settings.audio.microphone);
-    settings.audio.speaker = args.speaker.or(settings.audio.speaker);
-    settings.audio.host = args.host.or(settings.audio.host);
+    args.sound.over(&mut settings.audio);
     let mut tools = match args.tools.as_ref().or(settings.tools.as_ref()) {
         Some(path) => Tools::load(path).context("while reading the tools")?,
         None => Tools::built_in(),

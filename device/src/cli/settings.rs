@@ -37,6 +37,29 @@ pub struct Common {
     pub config: Option<PathBuf>,
 }
 
+/// Flags of all commands that use microphone and speaker.
+#[derive(clap::Args)]
+pub struct Sound {
+    /// The microphone: an id of `sa-agent devices`, or part of an id or a name.
+    #[arg(long, value_name = "NAME", env = "SA_MICROPHONE")]
+    microphone: Option<String>,
+    /// The speaker, likewise.
+    #[arg(long, value_name = "NAME", env = "SA_SPEAKER")]
+    speaker: Option<String>,
+    /// alsa, pulseaudio or pipewire (of those that were built in).
+    #[arg(long, value_name = "NAME", env = "SA_AUDIO_HOST")]
+    host: Option<String>,
+}
+
+impl Sound {
+    /// Puts the flags over the settings of the file.
+    pub fn over(self, wish: &mut AudioWish) {
+        wish.microphone = self.microphone.or(wish.microphone.take());
+        wish.speaker = self.speaker.or(wish.speaker.take());
+        wish.host = self.host.or(wish.host.take());
+    }
+}
+
 /// The settings file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -141,11 +141,9 @@ pub struct Conversation<D: Duplex> {
     question: u64,
     /// Until when questions need no wake phrase.
     awake_until: Option<Time>,
-    /// When the question that is being heard began, whether it needs the phrase, whether it still waits for it, and whether it was told
-    /// that it was there.
+    /// When the question that is being heard began, whether it needs the phrase, and whether it has it or needs it no more.
     began: Option<Time>,
     needs_phrase: bool,
-    asleep: bool,
     woken: bool,
     /// With a wake phrase: when the last exchange was, until it is forgotten. Talk that is not meant for the agent keeps nothing alive.
     exchanged: Option<Time>,
@@ -183,7 +181,6 @@ impl<D: Duplex> Conversation<D> {
             awake_until: None,
             began: None,
             needs_phrase: false,
-            asleep: false,
             woken: false,
             exchanged: None,
             before: State::Idle,
@@ -228,8 +225,7 @@ impl<D: Duplex> Conversation<D> {
     /// # Errors
     /// When the device will not come back, or the agent's thread has died.
     pub fn frame(&mut self, tell: &mut dyn FnMut(&Happening)) -> Result<(), AudioError> {
-        let before = self.turns.state();
-        self.before = before;
+        self.before = self.turns.state();
         let mut microphone = [0.0; FRAME];
         self.device.listen(&mut microphone)?;
         let mut speaker: Frame = [0.0; FRAME];
@@ -238,7 +234,7 @@ impl<D: Duplex> Conversation<D> {
             played = self.playback.frame(&mut speaker);
             if played == Played::Nothing {
                 // Whoever speaks, user or agent, is not drowned out.
-                self.ringer.frame(self.ringing && before == State::Idle, &mut speaker);
+                self.ringer.frame(self.ringing && self.before == State::Idle, &mut speaker);
             }
             let gain = self.volume.gain();
             speaker.iter_mut().for_each(|sample| *sample *= gain);
@@ -260,7 +256,7 @@ impl<D: Duplex> Conversation<D> {
             let input = match control {
                 Control::KeyDown => {
                     self.stay_awake();
-                    if self.asleep && self.turns.state() == State::Listening {
+                    if self.asleep() && self.turns.state() == State::Listening {
                         // What is overheard ends here, so that the key begins a question.
                         self.input(Input::Failed);
                     }
@@ -288,14 +284,15 @@ impl<D: Duplex> Conversation<D> {
             self.mind.order(Order::Complete(self.question));
         }
         // Talk that is not meant for the agent is nobody's business.
-        let state = if self.asleep { State::Idle } else { self.turns.state() };
+        let state = if self.asleep() { State::Idle } else { self.turns.state() };
         if state != self.told {
             self.told = state;
             tell(&Happening::State { at_s: self.hearing.now().as_secs_f64(), state });
         }
         if self.hearing.now().as_millis().is_multiple_of(1000) {
             let old = |at: &mut Time| self.hearing.now() >= *at + self.settings.turns.idle.timeout;
-            if self.settings.wake.phrase.is_some() && (self.asleep || before == State::Idle) && self.exchanged.take_if(old).is_some() {
+            let quiet = self.asleep() || self.before == State::Idle;
+            if self.settings.wake.phrase.is_some() && quiet && self.exchanged.take_if(old).is_some() {
                 self.mind.order(Order::Forget);
             }
             self.mind.order(Order::Look);
@@ -318,7 +315,7 @@ impl<D: Duplex> Conversation<D> {
             Action::Begin { since } => {
                 self.question += 1;
                 self.mind.want(self.question);
-                self.asleep = self.begin_asleep(since);
+                self.begin_question(since);
                 self.mind.order(Order::Begin { question: self.question, asleep: self.needs_phrase });
                 self.pushed = Some(since);
                 self.push();
@@ -349,15 +346,19 @@ impl<D: Duplex> Conversation<D> {
     }
 
     /// Does a question that begins now need the wake phrase? Not behind an answer or into one, while something rings, or by the key.
-    fn begin_asleep(&mut self, since: Time) -> bool {
+    fn begin_question(&mut self, since: Time) {
         // A question that goes on is heard again from its beginning, the phrase included.
         if self.began.replace(since) != Some(since) {
             let wanted = self.settings.wake.phrase.is_some();
             // What follows overheard talk is as good as what follows silence.
-            let from_rest = self.before == State::Idle || self.asleep;
+            let from_rest = self.before == State::Idle || self.asleep();
             self.needs_phrase = wanted && from_rest && !self.ringing && self.awake_until.is_none_or(|until| since > until);
             self.woken = false;
         }
+    }
+
+    /// Does what is being heard still wait for the phrase?
+    fn asleep(&self) -> bool {
         self.needs_phrase && !self.woken
     }
 
@@ -388,7 +389,7 @@ impl<D: Duplex> Conversation<D> {
     fn follow_playback(&mut self, played: Played) {
         match played {
             Played::First => {
-                self.asleep = false;
+                self.woken = true;
                 self.waited.playback = ms(self.asked.elapsed()) - self.waited.first_audio - self.waited.first_text;
                 self.waited.audible = self.device.latency() * 10.0;
                 self.input(Input::PlaybackStarted);
@@ -418,7 +419,6 @@ impl<D: Duplex> Conversation<D> {
             }
             Report::Called(question) => {
                 if question == self.question && !std::mem::replace(&mut self.woken, true) {
-                    self.asleep = false;
                     self.stay_awake();
                     tell(&Happening::Wake { at_s: self.hearing.now().as_secs_f64() });
                 }

@@ -141,24 +141,22 @@ pub fn quantise_blocks(weight: &[f32], importance: Option<&[f32]>) -> (Vec<u8>, 
     (packed, scales)
 }
 
-/// ‖stored − weight‖ / ‖weight‖ of a layer in a precision.
-fn storage_error(weight: &[f32], inputs: usize, precision: Precision, importance: Option<&[f32]>) -> f64 {
-    let stored: Vec<f32> = match precision {
-        Precision::Fp32 | Precision::Fp16 => return 0.0,
-        Precision::Int4 => {
-            let (packed, scales) = quantise_blocks(weight, importance);
-            let levels = packed.iter().flat_map(|pair| [pair & 15, pair >> 4]);
-            levels.zip(scales.iter().flat_map(|scale| [*scale; BLOCK])).map(|(q, scale)| (f32::from(q) - 8.0) * scale).collect()
-        }
-        Precision::Int8 | Precision::Int8Weights => {
-            let (quantised, scales) = quantise_per_channel(weight, inputs);
-            let rows = quantised.chunks_exact(inputs).zip(scales);
-            rows.flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale)).collect()
-        }
-    };
-    let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
-    let difference = squares(&mut stored.iter().zip(weight).map(|(a, b)| a - b));
-    (difference / squares(&mut weight.iter().copied()).max(f64::MIN_POSITIVE)).sqrt()
+/// The weights that [`quantise_per_channel`] stored.
+fn widened_channels<'a>((quantised, scales): &'a (Vec<i8>, Vec<f32>), columns: usize) -> impl Iterator<Item = f32> + 'a {
+    quantised.chunks_exact(columns).zip(scales).flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale))
+}
+
+/// The weights that [`quantise_blocks`] stored.
+pub(super) fn widened_blocks<'a>((packed, scales): &'a (Vec<u8>, Vec<f32>)) -> impl Iterator<Item = f32> + 'a {
+    let levels = packed.iter().flat_map(|pair| [pair & 15, pair >> 4]);
+    levels.zip(scales.iter().flat_map(|scale| [*scale; BLOCK])).map(|(q, scale)| (f32::from(q) - 8.0) * scale)
+}
+
+/// ‖stored − weight‖ / ‖weight‖ of a layer.
+fn storage_error(weight: &[f32], stored: impl Iterator<Item = f32>) -> f64 {
+    let square = |x: f32| f64::from(x).powi(2);
+    let difference: f64 = stored.zip(weight).map(|(a, b)| square(a - b)).sum();
+    (difference / weight.iter().map(|w| square(*w)).sum::<f64>().max(f64::MIN_POSITIVE)).sqrt()
 }
 
 /// `[rows, columns]` to `[columns, rows]`.
@@ -184,13 +182,16 @@ impl Graph {
             other => other,
         };
         self.probe(x);
-        let importance = self.importance(inputs);
-        if !matches!(precision, Precision::Fp32 | Precision::Fp16) {
-            self.record_layer(storage_error(weight, inputs, precision, importance.as_deref()));
+        if matches!(precision, Precision::Int8 | Precision::Int8Weights) {
+            self.record_layer(storage_error(weight, widened_channels(&quantise_per_channel(weight, inputs), inputs)));
         }
         let product = match precision {
             Precision::Int8 => self.linear_int8(x, weight, outputs),
-            Precision::Int4 => self.linear_int4(x, weight, outputs, importance.as_deref()),
+            Precision::Int4 => {
+                let blocks = quantise_blocks(weight, self.importance(inputs).as_deref());
+                self.record_layer(storage_error(weight, widened_blocks(&blocks)));
+                self.linear_int4(x, blocks, outputs)
+            }
             _ => {
                 let parts: Vec<Value> = split(outputs, inputs)
                     .into_iter()
@@ -259,9 +260,8 @@ impl Graph {
         self.joined(parts)
     }
 
-    fn linear_int4(&mut self, x: &Value, weight: &[f32], outputs: usize, importance: Option<&[f32]>) -> Value {
+    fn linear_int4(&mut self, x: &Value, (packed, scales): (Vec<u8>, Vec<f32>), outputs: usize) -> Value {
         let inputs = x.size(-1);
-        let (packed, scales) = quantise_blocks(weight, importance);
         let packed = self.constant_u8("weight", &[outputs, inputs / BLOCK, BLOCK / 2], packed);
         let scales = self.constant_f32("weight_scale", &[outputs * inputs / BLOCK], &scales);
         let mut shape = x.shape.clone();
