@@ -190,7 +190,9 @@ impl Graph {
             assert_eq!(others(part), others(parts[0]), "joining {} along {at}", part.name);
             shape[at] += part.shape[at];
         }
-        self.node("Concat", "concat", parts, &[("axis", Attribute::Int(at as i64))], parts[0].data_type, shape)
+        // Counted from the end, which is the same for any number of axes: whoever looks for a layer's parts knows the last axis by it.
+        let from_end = at as i64 - shape.len() as i64;
+        self.node("Concat", "concat", parts, &[("axis", Attribute::Int(from_end))], parts[0].data_type, shape)
     }
 
     /// Elements `start..end` of an axis.

@@ -1,4 +1,8 @@
-//! The default engine: tract, pure Rust, on the CPU.
+//! The default engine: tract, pure Rust, on the CPU. Linear layers in 8 bits are computed by an operator of ours.
+
+mod fuse;
+mod linear;
+mod products;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,6 +10,7 @@ use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::runtime::DefaultRuntime;
 
+use self::fuse::fuse;
 use super::declared::{mismatch, order, rows, same_tensor, wrong_type};
 use super::{Engine, EngineError, Session};
 use crate::bundle::{DType, StageEntry, TensorEntry};
@@ -25,7 +30,12 @@ impl Engine for Tract {
         let failed = |e: TractError| EngineError::Load { engine: NAME, path: path.to_owned(), message: chain(&e) };
         let mut file = std::fs::File::open(path).map_err(|e| failed(e.into()))?;
         // By the reader and the runtime, which are not generic: their code is then compiled in tract, not here again.
-        let model = onnx().model_for_read(&mut file).map_err(failed)?;
+        let mut onnx = onnx();
+        onnx.op_register.insert(linear::NAME, linear::build);
+        let mut proto = onnx.proto_model_for_read(&mut file).map_err(failed)?;
+        proto.graph.as_mut().map(fuse);
+        let model = onnx.model_for_proto_model(&proto).map_err(failed)?;
+        drop(proto);
         // Names are read here: optimisation renames nodes.
         let inputs = order(path, "input", &declared.inputs, &names(&model, &model.inputs))?;
         let outputs = order(path, "output", &declared.outputs, &names(&model, &model.outputs))?;
