@@ -64,20 +64,25 @@ fn avx512_vnni(x: &[Level], w: &[i8], inputs: usize, y: &mut [i32]) {
         unsafe { _mm512_maskz_loadu_epi8(mask, row.as_ptr().add(first).cast()) }
     }
 
-    #[inline]
+    // Not inlined: its sums then stay in registers.
+    #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     fn block(x: &[Level], w: &[i8], inputs: usize) -> [[i32; TILE]; TILE] {
+        let (x, w) = (lines(x, inputs), lines(w, inputs));
         let mut sums = [[_mm512_setzero_si512(); TILE]; TILE];
         for first in (0..inputs).step_by(WIDTH) {
-            let w: [__m512i; TILE] = std::array::from_fn(|b| load(&w[b * inputs..][..inputs], first));
-            for (x, sums) in x.chunks_exact(inputs).zip(&mut sums) {
+            let mut columns = [_mm512_setzero_si512(); TILE];
+            for (column, w) in columns.iter_mut().zip(&w) {
+                *column = load(w, first);
+            }
+            for (x, sums) in x.iter().zip(&mut sums) {
                 let x = load(x, first);
-                for (sum, w) in sums.iter_mut().zip(&w) {
+                for (sum, w) in sums.iter_mut().zip(&columns) {
                     *sum = _mm512_dpbusd_epi32(*sum, x, *w);
                 }
             }
         }
-        // By loops: the closure of `map` would be compiled without the vectors.
+        // By loops over arrays: they are unrolled.
         let mut totals = [[0; TILE]; TILE];
         for (totals, sums) in totals.iter_mut().zip(&sums) {
             for (total, sum) in totals.iter_mut().zip(sums) {
@@ -87,7 +92,22 @@ fn avx512_vnni(x: &[Level], w: &[i8], inputs: usize, y: &mut [i32]) {
         totals
     }
 
-    sweep(x, w, inputs, y, &|x, w| block(x, w, inputs));
+    #[inline(always)]
+    fn lines<Byte>(tile: &[Byte], inputs: usize) -> [&[Byte]; TILE] {
+        std::array::from_fn(|row| &tile[row * inputs..][..inputs])
+    }
+
+    struct Vnni;
+
+    impl Tile for Vnni {
+        #[inline(always)]
+        fn multiply(x: &[Level], w: &[i8], inputs: usize) -> [[i32; TILE]; TILE] {
+            // SAFETY: only the function around it names this type.
+            unsafe { block(x, w, inputs) }
+        }
+    }
+
+    sweep::<Vnni>(x, w, inputs, y);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -110,20 +130,27 @@ fn dotprod(x: &[Level], w: &[i8], inputs: usize, y: &mut [i32]) {
 
 #[inline(always)]
 fn plain(x: &[Level], w: &[i8], inputs: usize, y: &mut [i32]) {
-    sweep(x, w, inputs, y, &|x, w| tile(x, w, inputs));
+    sweep::<Plain>(x, w, inputs, y);
 }
 
-/// Goes over all outputs once, whatever the number of rows: weights are what is large. `tile` multiplies four rows with four outputs.
+/// How four rows are multiplied with four outputs. A trait, because closures are compiled without the vectors of the function around them.
+trait Tile {
+    fn multiply(x: &[Level], w: &[i8], inputs: usize) -> [[i32; TILE]; TILE];
+}
+
+/// Goes over all outputs once, whatever the number of rows: weights are what is large.
 #[inline(always)]
-fn sweep(x: &[Level], w: &[i8], inputs: usize, y: &mut [i32], tile: &impl Fn(&[Level], &[i8]) -> [[i32; TILE]; TILE]) {
+fn sweep<T: Tile>(x: &[Level], w: &[i8], inputs: usize, y: &mut [i32]) {
     let (rows, outputs) = (x.len() / inputs, w.len() / inputs);
     assert_eq!(y.len(), rows * outputs);
     for (number, w) in w.chunks(TILE * inputs).enumerate() {
         let count = w.len() / inputs;
         let tiled = if count == TILE { rows / TILE * TILE } else { 0 };
         let mut y = y.chunks_exact_mut(outputs).map(|y| &mut y[number * TILE..][..count]);
-        for (x, y) in x[..tiled * inputs].chunks_exact(TILE * inputs).flat_map(|x| tile(x, w)).zip(&mut y) {
-            y.copy_from_slice(&x);
+        for x in x[..tiled * inputs].chunks_exact(TILE * inputs) {
+            for (sums, y) in T::multiply(x, w, inputs).iter().zip(&mut y) {
+                y.copy_from_slice(sums);
+            }
         }
         for (x, y) in x[tiled * inputs..].chunks_exact(inputs).zip(y) {
             for (w, y) in w.chunks_exact(inputs).zip(y) {
@@ -133,26 +160,26 @@ fn sweep(x: &[Level], w: &[i8], inputs: usize, y: &mut [i32], tile: &impl Fn(&[L
     }
 }
 
+struct Plain;
+
+impl Tile for Plain {
+    #[inline(always)]
+    fn multiply(x: &[Level], w: &[i8], inputs: usize) -> [[i32; TILE]; TILE] {
+        let mut sums = [[0; TILE]; TILE];
+        for (x, sums) in x.chunks_exact(inputs).zip(&mut sums) {
+            for (w, sum) in w.chunks_exact(inputs).zip(sums) {
+                *sum = dot(x, w);
+            }
+        }
+        sums
+    }
+}
+
 // Sums that cannot overflow are told so to builds that check it: checks keep the compiler from its vectors.
 
 #[inline(always)]
 fn dot(x: &[Level], w: &[i8]) -> i32 {
     x.iter().zip(w).fold(0, |sum: i32, (x, w)| sum.wrapping_add(i32::from(*x).wrapping_mul(i32::from(*w))))
-}
-
-#[inline(always)]
-fn tile(x: &[Level], w: &[i8], inputs: usize) -> [[i32; TILE]; TILE] {
-    let x: [&[Level]; TILE] = std::array::from_fn(|a| &x[a * inputs..][..inputs]);
-    let w: [&[i8]; TILE] = std::array::from_fn(|b| &w[b * inputs..][..inputs]);
-    let mut sums = [[0i32; TILE]; TILE];
-    for i in 0..inputs {
-        for (x, sums) in x.iter().zip(&mut sums) {
-            for (w, sum) in w.iter().zip(sums) {
-                *sum = sum.wrapping_add(i32::from(x[i]).wrapping_mul(i32::from(w[i])));
-            }
-        }
-    }
-    sums
 }
 
 #[cfg(test)]
