@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 use sa_device::bundle::StageName;
-use sa_device::engine::{EngineName, Wish};
+use sa_device::engine::{Engine, EngineName, Wish};
 
 use crate::choice::{Choice, first_within};
 use crate::graphs::StageGraph;
@@ -111,6 +111,7 @@ pub fn choose(
     choice: &Choice,
     budgets: &Budgets,
     force: bool,
+    engine: &dyn Engine,
     baseline: Baseline,
     mut draw: impl FnMut(Precision) -> Result<(StageGraph, Measured)>,
 ) -> Result<(StageGraph, StageReport)> {
@@ -127,7 +128,7 @@ pub fn choose(
         Ok(((graph, Some(measured)), missed))
     })?;
     let (graph, measured) = chosen.made;
-    entry.engine_ms = second_engine(&graph, fp32.as_ref());
+    entry.engine_ms = second_engine(engine, &graph, fp32.as_ref());
     entry.precision = chosen.precision;
     entry.reason = chosen.reason;
     entry.worst_layers = graph.worst_layers();
@@ -144,11 +145,13 @@ pub fn choose(
 /// Steps that are timed on another engine.
 const TIMED_STEPS: usize = 20;
 
-/// Medians of a step of a form and of fp32 on ONNX Runtime, where a library of it is found. Inputs are zeros: times do not depend on them.
-fn second_engine(graph: &StageGraph, fp32: Option<&StageGraph>) -> Vec<EngineTime> {
-    let Ok(engine) = (Wish { engine: EngineName::Ort, ..Wish::default() }).open(|_| ()) else { return Vec::new() };
+/// Medians of a step of a form and of fp32 on the engine that was not chosen, where there is one. Inputs are zeros: times do not depend on
+/// them.
+fn second_engine(chosen: &dyn Engine, graph: &StageGraph, fp32: Option<&StageGraph>) -> Vec<EngineTime> {
+    let other = if chosen.name() == "ort" { EngineName::Tract } else { EngineName::Ort };
+    let Ok(engine) = (Wish { engine: other, ..Wish::default() }).open(|_| ()) else { return Vec::new() };
     let time = |graph: &StageGraph| -> Result<f64, String> {
-        let mut runner = Runner::on(&*engine, graph).map_err(|error| error.to_string())?;
+        let mut runner = Runner::new(&*engine, graph).map_err(|error| error.to_string())?;
         for _ in 0..TIMED_STEPS {
             runner.step(&[], &[]).map_err(|error| error.to_string())?;
         }

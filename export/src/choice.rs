@@ -24,10 +24,15 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// What `--int8` means for a tokenizer of public size: 8-bit products pay where matrices are large.
-    pub fn int8_products() -> Self {
+    /// What `--int8` means for linear layers: 8-bit products, in which a weight is a quarter of the memory and of what is read at a step;
+    /// 8 bits on disk only where those lose too much or are slower than fp32.
+    pub fn int8() -> Self {
         use Precision::{Fp16, Fp32, Int8, Int8Weights};
-        Self { candidates: vec![Int8, Int8Weights, Fp16, Fp32], named: false, reason: "8-bit products, faster than fp32 here" }
+        Self {
+            candidates: vec![Int8, Int8Weights, Fp16, Fp32],
+            named: false,
+            reason: "8-bit products: a quarter of the weights' memory and its traffic, and no slower than fp32",
+        }
     }
 
     /// What `--int8` means for a network of convolutions, of which neither engine computes any in 8 bits faster.
@@ -38,16 +43,12 @@ impl Choice {
 
     /// What `--int4` means for a stage: 4-bit blocks where one position reads every weight once; elsewhere what `--int8` means.
     pub fn int4(stage: StageName) -> Self {
-        let Self { mut candidates, reason, .. } = Self::int8(stage);
+        let mut choice = Self::int8();
         match stage {
-            StageName::Tokenizer | StageName::Decoder => Self { candidates, named: false, reason },
+            StageName::Tokenizer | StageName::Decoder => choice,
             StageName::Lm | StageName::Head => {
-                candidates.insert(0, Precision::Int4);
-                Self {
-                    candidates,
-                    named: false,
-                    reason: "one position a step reads every weight once: 4 bits are an eighth of the memory traffic",
-                }
+                choice.candidates.insert(0, Precision::Int4);
+                Self { reason: "one position a step reads every weight once: 4 bits are an eighth of the memory traffic", ..choice }
             }
         }
     }
@@ -60,23 +61,6 @@ impl Choice {
     /// Single precision throughout.
     pub fn fp32() -> Self {
         Self { candidates: vec![Precision::Fp32], named: false, reason: "asked for" }
-    }
-
-    /// What `--int8` means for a stage: 8-bit products where weights are read row by row, 8-bit storage where the
-    /// engine's quantisation of the input costs more than the products save.
-    pub fn int8(stage: StageName) -> Self {
-        use Precision::{Fp16, Fp32, Int8, Int8Weights};
-        let (candidates, reason) = match stage {
-            StageName::Tokenizer | StageName::Decoder => (
-                vec![Int8Weights, Fp16, Fp32],
-                "8 rows a step: tract quantises inputs in scalar code, so 8-bit products would be slower; 8 bits on disk only",
-            ),
-            StageName::Lm | StageName::Head => (
-                vec![Int8, Int8Weights, Fp16, Fp32],
-                "one position a step reads every weight once: 8-bit weights are a quarter of the memory traffic",
-            ),
-        };
-        Self { candidates, named: false, reason }
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Error, Result, ensure};
 use indicatif::ProgressBar;
 use sa_device::bundle::{Bundle, DECODER_MAX_DELAY, Manifest, StageName};
+use sa_device::engine::Engine;
 use sa_models::audio::LogMel;
 use toml::{Table, Value};
 
@@ -45,6 +46,7 @@ pub struct Options {
 /// What was made and measured.
 #[derive(Debug)]
 pub struct Report {
+    pub engine: &'static str,
     pub window: Window,
     pub unit_ms: f64,
     /// Difference from the whole utterance in dB, by look-ahead in units.
@@ -62,9 +64,10 @@ pub struct Report {
 pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     let gan = HifiGan::open(&options.hifigan).with_context(|| format!("opening the HiFi-GAN {}", options.hifigan.display()))?;
     options.target.refuse_overwriting(&[&options.hifigan])?;
+    let engine = options.target.open_engine()?;
     let writer = options.target.writer()?;
     let bar = progress(5);
-    let (graph, report) = Exporter { gan: &gan, options, bar: &bar }.run()?;
+    let (graph, report) = Exporter { gan: &gan, options, engine: &*engine, bar: &bar }.run()?;
     bar.finish_and_clear();
     writer.add(&graph.file(), &graph.onnx)?;
     let points: Vec<(f64, f64)> = report.curve.iter().map(|(ahead, decibels)| (*ahead as f64 * report.unit_ms, *decibels)).collect();
@@ -77,6 +80,7 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
 struct Exporter<'a> {
     gan: &'a HifiGan,
     options: &'a Options,
+    engine: &'a dyn Engine,
     bar: &'a ProgressBar,
 }
 
@@ -94,7 +98,7 @@ impl Exporter<'_> {
         let units: Vec<i64> = (0..UNITS).map(|i| ((i / 3 * 37 + i / 17) % config.num_embeddings) as i64).collect();
         self.step("the whole utterance");
         let offline = hifigan::draw_offline(self.gan, units.len(), Precision::Fp32)?;
-        let whole = Runner::new(&offline)?.step(&[], &[("units", &units)])?.f32("audio")?;
+        let whole = Runner::new(self.engine, &offline)?.step(&[], &[("units", &units)])?.f32("audio")?;
         self.step("the curve over the look-ahead");
         let curve = self.curve(&units, &whole, look_back, chunk, longest)?;
         let near = curve.iter().find(|(_, decibels)| *decibels <= LOOK_AHEAD_DB).map_or(longest, |(ahead, _)| *ahead);
@@ -112,7 +116,7 @@ impl Exporter<'_> {
         let hop = self.gan.config.hop();
         let size = look_back + chunk + longest;
         let graph = hifigan::draw_offline(self.gan, size, Precision::Fp32)?;
-        let mut runner = Runner::new(&graph)?;
+        let mut runner = Runner::new(self.engine, &graph)?;
         let places = (units.len().saturating_sub(size)) / chunk;
         ensure!(places > 0, "a window of {size} units is longer than the comparison: choose a shorter chunk or look-ahead");
         let mut streams = vec![Vec::new(); longest + 1];
@@ -134,7 +138,7 @@ impl Exporter<'_> {
     fn choose(&self, window: Window, unit_ms: f64, curve: Vec<(usize, f64)>, units: &[i64]) -> Result<(StageGraph, Report)> {
         let run = |precision: Precision| -> Result<(StageGraph, Vec<f32>, f64)> {
             let graph = hifigan::draw(self.gan, window, Form { exclude: &self.options.exclude, ..Form::from(precision) })?;
-            let mut runner = Runner::new(&graph)?;
+            let mut runner = Runner::new(self.engine, &graph)?;
             let mut audio = Vec::new();
             for chunk in units.chunks_exact(window.chunk) {
                 audio.extend(runner.step(&[], &[("units", chunk)])?.f32("audio")?);
@@ -158,7 +162,7 @@ impl Exporter<'_> {
         let (graph, decibels, ms) = chosen.made;
         check_exclude(&self.options.exclude, &[&graph]).map_err(Error::msg)?;
         let (precision, reason, bytes) = (chosen.precision, chosen.reason, graph.onnx.len());
-        Ok((graph, Report { window, unit_ms, curve, precision, reason, decibels, bytes, ms, fp32_ms }))
+        Ok((graph, Report { engine: self.engine.name(), window, unit_ms, curve, precision, reason, decibels, bytes, ms, fp32_ms }))
     }
 }
 
@@ -177,7 +181,7 @@ impl Report {
     fn to_toml(&self) -> Table {
         let rounded = |value: f64| Value::Float((value * 1e4).round() / 1e4);
         let mut table = Table::new();
-        table.insert("engine".into(), "tract".into());
+        table.insert("engine".into(), self.engine.into());
         table.insert("reason".into(), self.reason.clone().into());
         table.insert("spectral_distance_db".into(), rounded(self.decibels));
         table.insert("step_ms".into(), rounded(self.ms));

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Error, Result, bail, ensure};
 use indicatif::ProgressBar;
 use sa_device::bundle::{Bundle, FileEntry, Layout, Manifest, StageName, Stages};
+use sa_device::engine::Engine;
 use sa_device::vocabulary::SPECIALS;
 use sa_models::lm::config::Layout as TrainedLayout;
 
@@ -49,10 +50,17 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
         Some(dir) => Samples::read(dir)?,
         None => Samples::synthetic(),
     };
+    let engine = options.target.open_engine()?;
     let writer = options.target.writer()?;
     let calibration = options.calibrate.as_deref().map(Samples::read).transpose()?;
-    let mut exporter =
-        Exporter { checkpoint: &checkpoint, samples: &samples, calibration: calibration.as_ref(), options, progress: progress(12) };
+    let mut exporter = Exporter {
+        checkpoint: &checkpoint,
+        samples: &samples,
+        calibration: calibration.as_ref(),
+        options,
+        engine: &*engine,
+        progress: progress(12),
+    };
     let (stages, report) = exporter.run()?;
     graphs::check_exclude(&options.exclude, &stages.each_ref()).map_err(Error::msg)?;
     for stage in &stages {
@@ -93,12 +101,13 @@ struct Exporter<'a> {
     samples: &'a Samples,
     calibration: Option<&'a Samples>,
     options: &'a Options,
+    engine: &'a dyn Engine,
     progress: ProgressBar,
 }
 
 impl Exporter<'_> {
     fn run(&mut self) -> Result<([StageGraph; 4], Report)> {
-        let mut report = Report::new(self.samples);
+        let mut report = Report::new(self.engine, self.samples);
         let (tokenizer, units) = self.tokenizer(&mut report)?;
         let (lm, head, spoken) = self.language_model(&units, &mut report)?;
         let decoder = self.decoder(&spoken, &units, &mut report)?;
@@ -126,12 +135,12 @@ impl Exporter<'_> {
         let probe = graphs::tokenizer::draw(config, weights, Precision::Fp32, true)?;
         let network = self.checkpoint.tokenizer_network()?;
         let audio: Vec<f32> = self.samples.recordings.concat().into_iter().take(20 * 16_000).collect();
-        let parity = prove::tokenizer(&network, config, &mut Runner::new(&probe)?, &audio)?;
+        let parity = prove::tokenizer(&network, config, &mut Runner::new(self.engine, &probe)?, &audio)?;
         proven(StageName::Tokenizer, parity.error())?;
         ensure!(parity.agreement() > 0.999, "the tokenizer's graph gives other units than its network: {:.4} agree", parity.agreement());
 
         let fp32 = graphs::tokenizer::draw(config, weights, Precision::Fp32, false)?;
-        let mut reference = Runner::new(&fp32)?;
+        let mut reference = Runner::new(self.engine, &fp32)?;
         self.step("tokenizer: units of the samples");
         let chunk = config.chunk_samples();
         let recordings = &self.samples.recordings;
@@ -139,7 +148,7 @@ impl Exporter<'_> {
         let baseline = Baseline { fp32, parity: Some(parity.error()), ms: reference.median_ms() };
         let graph = self.choose(StageName::Tokenizer, baseline, report, &|precision| {
             let graph = graphs::tokenizer::draw(config, weights, self.form(precision), false)?;
-            let mut runner = Runner::new(&graph)?;
+            let mut runner = Runner::new(self.engine, &graph)?;
             let distance = compare::tokenizer(&units, &mut runner, chunk, recordings)?;
             let (agreement, ms) = (distance.agreement(), runner.median_ms());
             Ok((graph, Measured { error: 1.0 - agreement, agreement: Some(agreement), decibels: None, ms }))
@@ -153,7 +162,7 @@ impl Exporter<'_> {
         self.step("lm: proving the fp32 graphs");
         let trunk32 = graphs::lm::draw(config, weights, Precision::Fp32)?;
         let head32 = graphs::head::draw(config, weights, Precision::Fp32)?;
-        let (mut trunk, mut head) = (Runner::new(&trunk32)?, Runner::new(&head32)?);
+        let (mut trunk, mut head) = (Runner::new(self.engine, &trunk32)?, Runner::new(self.engine, &head32)?);
         self.step("lm: answering the samples");
         let mut traces: Vec<Trace> = Vec::new();
         for question in units {
@@ -181,14 +190,14 @@ impl Exporter<'_> {
         let head_cell = std::cell::RefCell::new(head);
         let lm_graph = self.choose(StageName::Lm, lm_base, report, &|precision| {
             let graph = graphs::lm::draw(config, weights, calibrated(precision))?;
-            let mut runner = Runner::new(&graph)?;
+            let mut runner = Runner::new(self.engine, &graph)?;
             let decided = compare::decide(config, &mut runner, &mut head_cell.borrow_mut(), &traces)?;
             Ok((graph, measured(&decided, true, runner.median_ms())))
         })?;
         let trunk_cell = std::cell::RefCell::new(trunk);
         let head_graph = self.choose(StageName::Head, head_base, report, &|precision| {
             let graph = graphs::head::draw(config, weights, calibrated(precision))?;
-            let mut runner = Runner::new(&graph)?;
+            let mut runner = Runner::new(self.engine, &graph)?;
             let decided = compare::decide(config, &mut trunk_cell.borrow_mut(), &mut runner, &traces)?;
             Ok((graph, measured(&decided, false, runner.median_ms())))
         })?;
@@ -200,15 +209,17 @@ impl Exporter<'_> {
         let Some(calibration) = self.calibration else { return Ok(None) };
         let Checkpoint { tokenizer, tokenizer_weights, lm: config, lm_weights: weights, vocabulary, .. } = self.checkpoint;
         self.step("lm: calibrating");
-        let mut hearing = Runner::new(&graphs::tokenizer::draw(tokenizer, tokenizer_weights, Precision::Fp32, false)?)?;
+        let mut hearing = Runner::new(self.engine, &graphs::tokenizer::draw(tokenizer, tokenizer_weights, Precision::Fp32, false)?)?;
         let mut traces = Vec::new();
         for audio in &calibration.recordings {
             let units = compare::units_of(&mut hearing, tokenizer.chunk_samples(), audio)?;
             traces.push(compare::answer(config, vocabulary, trunk, head, &units)?);
         }
         let probe = Form { probe: true, ..Form::from(Precision::Fp32) };
-        let (mut trunk, mut head) =
-            (Runner::new(&graphs::lm::draw(config, weights, probe)?)?, Runner::new(&graphs::head::draw(config, weights, probe)?)?);
+        let (mut trunk, mut head) = (
+            Runner::new(self.engine, &graphs::lm::draw(config, weights, probe)?)?,
+            Runner::new(self.engine, &graphs::head::draw(config, weights, probe)?)?,
+        );
         compare::decide(config, &mut trunk, &mut head, &traces)?;
         Ok(Some(trunk.importance().into_iter().chain(head.importance()).collect()))
     }
@@ -220,7 +231,7 @@ impl Exporter<'_> {
         let network = self.checkpoint.decoder_network()?;
         let initial = prove::decoder_state(&network);
         let fp32 = graphs::decoder::draw(config, weights, Precision::Fp32, initial.clone())?;
-        let mut reference = Runner::new(&fp32)?;
+        let mut reference = Runner::new(self.engine, &fp32)?;
         let units: Vec<i64> = spoken.iter().copied().chain(heard.iter().flatten().copied()).take(1000).collect();
         let parity = prove::decoder(&network, &mut reference, &units[..units.len().min(200)])?;
         proven(StageName::Decoder, parity.error())?;
@@ -228,7 +239,7 @@ impl Exporter<'_> {
         let baseline = Baseline { fp32, parity: Some(parity.error()), ms: reference.median_ms() };
         self.choose(StageName::Decoder, baseline, report, &|precision| {
             let graph = graphs::decoder::draw(config, weights, self.form(precision), initial.clone())?;
-            let mut runner = Runner::new(&graph)?;
+            let mut runner = Runner::new(self.engine, &graph)?;
             let (distance, decibels) = compare::spectra(&spectra, &compare::decode(&mut runner, &units)?);
             Ok((graph, Measured { error: distance.error(), agreement: None, decibels: Some(decibels), ms: runner.median_ms() }))
         })
@@ -242,7 +253,7 @@ impl Exporter<'_> {
         draw: &dyn Fn(Precision) -> Result<(StageGraph, Measured)>,
     ) -> Result<StageGraph> {
         let Options { budgets, force, .. } = self.options;
-        let (graph, entry) = choose(self.choice(stage), budgets, *force, baseline, |precision| {
+        let (graph, entry) = choose(self.choice(stage), budgets, *force, self.engine, baseline, |precision| {
             self.step(&format!("{stage}: {precision}"));
             draw(precision)
         })?;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Error, Result, bail};
 use clap::{ArgGroup, Parser};
 use sa_device::bundle::{BundleError, StageName};
+use sa_device::engine::EngineName;
 use sa_export::budget::Budgets;
 use sa_export::choice::{BeyondBudget, Choice};
 use sa_export::export::{Options, export};
@@ -96,6 +97,9 @@ struct Cli {
     /// Where the weights come from, in words
     #[arg(long, default_value = "trained by sa-align")]
     provenance: String,
+    /// The engine that will run the bundle: forms are proven, timed and chosen on it (tract, ort)
+    #[arg(long, value_name = "NAME", default_value = "tract")]
+    engine: EngineName,
     /// Write the bundle even where a named form misses its budget
     #[arg(long)]
     force: bool,
@@ -159,7 +163,7 @@ impl Cli {
     }
 
     fn choices(&self) -> [Choice; 4] {
-        StageName::ALL.map(|stage| self.choice(stage, Choice::int8(stage)))
+        StageName::ALL.map(|stage| self.choice(stage, Choice::int8()))
     }
 
     fn target(&self, output: &Path) -> Target {
@@ -169,6 +173,7 @@ impl Cli {
             name: self.name.clone().unwrap_or_else(folder),
             licence: self.licence.clone(),
             provenance: self.provenance.clone(),
+            engine: self.engine,
         }
     }
 }
@@ -215,7 +220,7 @@ fn run(cli: &Cli) -> Result<()> {
             longest_look_ahead_ms: 1000.0,
             target: cli.target(output),
             samples: cli.samples.clone(),
-            choice: cli.choice(StageName::Tokenizer, Choice::int8_products()),
+            choice: cli.choice(StageName::Tokenizer, Choice::int8()),
             budgets: cli.budgets()?,
             exclude: cli.exclude.clone(),
             force: cli.force,
@@ -240,8 +245,8 @@ fn run(cli: &Cli) -> Result<()> {
             calibrate: cli.calibrate.clone(),
             context: cli.context,
             target: cli.target(output),
-            lm: cli.choice(StageName::Lm, Choice::int8(StageName::Lm)),
-            head: cli.choice(StageName::Head, Choice::int8(StageName::Head)),
+            lm: cli.choice(StageName::Lm, Choice::int8()),
+            head: cli.choice(StageName::Head, Choice::int8()),
             budgets: cli.budgets()?,
             exclude: cli.exclude.clone(),
             force: cli.force,

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use sa_device::bundle::StageName;
+use sa_device::engine::Engine;
 use toml::{Table, Value};
 
 use crate::onnx::{Layer, Precision};
@@ -66,6 +67,8 @@ impl StageReport {
 /// Figures of an export.
 #[derive(Clone, Debug)]
 pub struct Report {
+    /// The engine that it was measured on.
+    pub engine: &'static str,
     pub stages: Vec<StageReport>,
     /// What forms were compared on, in words.
     samples: String,
@@ -73,13 +76,13 @@ pub struct Report {
 
 impl Report {
     /// An empty report of a comparison on these samples.
-    pub fn new(samples: &Samples) -> Self {
-        Self::on(format!("{:.0} s of audio: {}", samples.seconds(), samples.source))
+    pub fn new(engine: &dyn Engine, samples: &Samples) -> Self {
+        Self::on(engine, format!("{:.0} s of audio: {}", samples.seconds(), samples.source))
     }
 
     /// An empty report of a comparison on what is named.
-    pub fn on(samples: String) -> Self {
-        Self { stages: Vec::new(), samples }
+    pub fn on(engine: &dyn Engine, samples: String) -> Self {
+        Self { engine: engine.name(), stages: Vec::new(), samples }
     }
 
     /// Size of all graphs.
@@ -98,7 +101,7 @@ impl Report {
     /// For `[measured]`.
     pub fn to_toml(&self) -> Table {
         let mut table = Table::new();
-        table.insert("engine".into(), "tract".into());
+        table.insert("engine".into(), self.engine.into());
         table.insert("machine".into(), machine().into());
         table.insert("samples".into(), self.samples.clone().into());
         for stage in &self.stages {
@@ -148,7 +151,7 @@ fn machine() -> String {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        writeln!(f, "compared on {}", self.samples)?;
+        writeln!(f, "compared on {}, by {}", self.samples, self.engine)?;
         writeln!(
             f,
             "{:<10} {:<13} {:>7} {:>7} {:>9} {:>9} {:>8} {:>9} {:>8}",

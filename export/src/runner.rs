@@ -1,11 +1,11 @@
-//! Runs a graph step by step on the runtime's engine, keeping its states and caches as the runtime does.
+//! Runs a graph step by step on an engine of the runtime, keeping its states and caches as the runtime does.
 
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sa_device::bundle::{Bundle, BundleError, StageEntry, StageName};
-use sa_device::engine::{Engine, EngineError, Session, Tract};
+use sa_device::engine::{Engine, EngineError, Session};
 use tempfile::NamedTempFile;
 
 use crate::graphs::StageGraph;
@@ -41,21 +41,16 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Loads a graph that was just drawn on tract, the runtime's default.
-    pub fn new(graph: &StageGraph) -> Result<Self, RunError> {
-        Self::on(&Tract, graph)
-    }
-
     /// Loads a graph that was just drawn.
-    pub fn on(engine: &dyn Engine, graph: &StageGraph) -> Result<Self, RunError> {
+    pub fn new(engine: &dyn Engine, graph: &StageGraph) -> Result<Self, RunError> {
         Self::from_file(engine, graph, temporary(graph)?)
     }
 
     /// The same as [`Runner::new`] for a graph that nobody needs any more: its bytes go before the engine makes copies of them.
-    pub fn spend(mut graph: StageGraph) -> Result<Self, RunError> {
+    pub fn spend(engine: &dyn Engine, mut graph: StageGraph) -> Result<Self, RunError> {
         let file = temporary(&graph)?;
         graph.onnx = Vec::new();
-        Self::from_file(&Tract, &graph, file)
+        Self::from_file(engine, &graph, file)
     }
 
     fn from_file(engine: &dyn Engine, graph: &StageGraph, file: NamedTempFile) -> Result<Self, RunError> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use sa_device::bundle::{BundleWriter, FORMAT_VERSION, Layout, Manifest, StageName, Stages, sha256_file};
+use sa_device::engine::{Engine, EngineName, Wish};
 
 use crate::graphs::StageGraph;
 
@@ -21,9 +22,19 @@ pub struct Target {
     pub licence: String,
     /// Where the weights come from, in words.
     pub provenance: String,
+    /// The engine that will run it: forms are proven, timed and chosen on it.
+    pub engine: EngineName,
 }
 
 impl Target {
+    /// Loads the engine.
+    ///
+    /// # Errors
+    /// When there is no library of it on this machine.
+    pub fn open_engine(&self) -> Result<Box<dyn Engine>> {
+        Ok(Wish { engine: self.engine, ..Wish::default() }.open(|message| eprintln!("sa-export: {message}"))?)
+    }
+
     /// Begins the bundle; folders above it are made. Dropping the writer leaves nothing behind.
     pub fn writer(&self) -> Result<BundleWriter> {
         if let Some(parent) = self.output.parent().filter(|p| !p.as_os_str().is_empty()) {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Error, Result, bail, ensure};
 use indicatif::ProgressBar;
 use sa_device::bundle::{Bundle, FileEntry, Manifest, StageName, TOKENIZER_MAX_DELAY};
+use sa_device::engine::Engine;
 use toml::{Table, Value};
 
 use crate::budget::{Budgets, Measured};
@@ -62,6 +63,7 @@ pub type Curve = Vec<(usize, f64)>;
 /// What was made and measured.
 #[derive(Debug)]
 pub struct Report {
+    pub engine: &'static str,
     pub window: Window,
     pub unit_ms: f64,
     pub curve: Curve,
@@ -88,9 +90,10 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
         Some(dir) => Samples::read(dir)?,
         None => Samples::synthetic(),
     };
+    let engine = options.target.open_engine()?;
     let writer = options.target.writer()?;
     let bar = progress(6);
-    let exporter = Exporter { hubert: &hubert, codebook: &codebook, layer, options, samples: &samples, bar: &bar };
+    let exporter = Exporter { hubert: &hubert, codebook: &codebook, layer, options, engine: &*engine, samples: &samples, bar: &bar };
     let (graph, report) = exporter.run()?;
     bar.finish_and_clear();
     writer.add(&graph.file(), &graph.onnx)?;
@@ -108,6 +111,7 @@ struct Exporter<'a> {
     codebook: &'a Array,
     layer: usize,
     options: &'a Options,
+    engine: &'a dyn Engine,
     samples: &'a Samples,
     bar: &'a ProgressBar,
 }
@@ -155,7 +159,7 @@ impl Exporter<'_> {
 
     fn offline_units(&self, audio: &[f32]) -> Result<Vec<i64>> {
         let graph = hubert::draw_offline(self.hubert, self.layer, Some(self.codebook), audio.len(), Precision::Fp32)?;
-        Ok(Runner::spend(graph)?.step(&[("audio", audio)], &[])?.i64("units")?)
+        Ok(Runner::spend(self.engine, graph)?.step(&[("audio", audio)], &[])?.i64("units")?)
     }
 
     /// One window holds every look-ahead at once: the unit `a` before its end has a look-ahead of `a`. Each point is the mean over
@@ -164,7 +168,7 @@ impl Exporter<'_> {
         let hop = self.hubert.config.hop();
         let samples = window_units * hop + self.hubert.config.receptive_field() - hop;
         let graph = hubert::draw_offline(self.hubert, self.layer, Some(self.codebook), samples, Precision::Fp32)?;
-        let mut runner = Runner::spend(graph)?;
+        let mut runner = Runner::spend(self.engine, graph)?;
         let last = offline.len().saturating_sub(window_units);
         let mut equal = vec![0usize; longest + 1];
         let windows = CURVE_WINDOWS.min(last + 1);
@@ -196,14 +200,14 @@ impl Exporter<'_> {
         self.step("fp32");
         // Drawn again if it is what is chosen: memory is dearer than the second that this takes.
         let fp32 = draw(Precision::Fp32)?;
-        let (reference, fp32_ms) = run(fp32.chunk, Runner::spend(fp32)?)?;
+        let (reference, fp32_ms) = run(fp32.chunk, Runner::spend(self.engine, fp32)?)?;
         let chosen = first_within(StageName::Tokenizer, &self.options.choice, self.options.force, |precision| {
             self.step(precision.name());
             let graph = draw(precision)?;
             if precision == Precision::Fp32 {
                 return Ok(((graph, 1.0, fp32_ms), None));
             }
-            let (units, ms) = run(graph.chunk, Runner::new(&graph)?)?;
+            let (units, ms) = run(graph.chunk, Runner::new(self.engine, &graph)?)?;
             let mut distance = Distance::default();
             distance.decisions(&reference, &units);
             let agreement = distance.agreement();
@@ -214,6 +218,7 @@ impl Exporter<'_> {
         let (graph, agreement, ms) = chosen.made;
         check_exclude(exclude, &[&graph]).map_err(Error::msg)?;
         let report = Report {
+            engine: self.engine.name(),
             window,
             unit_ms,
             curve,
@@ -234,7 +239,7 @@ impl Report {
     fn to_toml(&self) -> Table {
         let rounded = |value: f64| Value::Float((value * 1e4).round() / 1e4);
         let mut table = Table::new();
-        table.insert("engine".into(), "tract".into());
+        table.insert("engine".into(), self.engine.into());
         table.insert("samples".into(), self.samples.clone().into());
         table.insert("reason".into(), self.reason.clone().into());
         table.insert("agreement_with_fp32".into(), rounded(self.agreement));

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use indicatif::ProgressBar;
 use sa_device::bundle::{Bundle, FileEntry, Manifest, Stages};
+use sa_device::engine::Engine;
 use sa_device::vocabulary::SPECIALS;
 use sa_models::lm::Config;
 use tokenizers::Tokenizer;
@@ -75,10 +76,11 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     let mut inputs = vec![options.qwen.as_path()];
     inputs.extend(options.speech.as_deref());
     options.target.refuse_overwriting(&inputs)?;
+    let engine = options.target.open_engine()?;
     let writer = options.target.writer()?;
     let bar = progress(6);
-    let mut report = Report::on(format!("{COMPARED} positions of text that the fp32 graph wrote"));
-    let exporter = Exporter { qwen: &qwen, speech: speech.as_ref(), config: &config, options, bar: &bar };
+    let mut report = Report::on(&*engine, format!("{COMPARED} positions of text that the fp32 graph wrote"));
+    let exporter = Exporter { qwen: &qwen, speech: speech.as_ref(), config: &config, options, engine: &*engine, bar: &bar };
     let (lm, head) = exporter.run(&mut report)?;
     bar.finish_and_clear();
     let drawn: Vec<&StageGraph> = std::iter::once(&lm).chain(&head).collect();
@@ -122,6 +124,7 @@ struct Exporter<'a> {
     speech: Option<&'a Speech>,
     config: &'a Config,
     options: &'a Options,
+    engine: &'a dyn Engine,
     bar: &'a ProgressBar,
 }
 
@@ -136,7 +139,7 @@ impl Exporter<'_> {
     fn run(&self, report: &mut Report) -> Result<(StageGraph, Option<StageGraph>)> {
         self.step("lm: fp32");
         let fp32 = self.draw_lm(Precision::Fp32.into())?;
-        let mut runner = Runner::new(&fp32)?;
+        let mut runner = Runner::new(self.engine, &fp32)?;
         let tokens = self.write(&mut runner)?;
         let rows = self.read(&mut runner, &tokens)?;
         let importance = self.importance()?;
@@ -144,10 +147,10 @@ impl Exporter<'_> {
         let Options { lm, head, budgets, force, .. } = self.options;
         let baseline = Baseline { fp32, parity: None, ms: runner.median_ms() };
         drop(runner);
-        let (lm_graph, entry) = choose(lm, budgets, *force, baseline, |precision| {
+        let (lm_graph, entry) = choose(lm, budgets, *force, self.engine, baseline, |precision| {
             self.step(&format!("lm: {precision}"));
             let graph = self.draw_lm(calibrated(precision))?;
-            let mut runner = Runner::new(&graph)?;
+            let mut runner = Runner::new(self.engine, &graph)?;
             let mut distance = Distance::default();
             for (a, b) in rows.logits.iter().zip(&self.read(&mut runner, &tokens)?.logits) {
                 distance.values(a, b);
@@ -160,16 +163,16 @@ impl Exporter<'_> {
         let Some(speech) = self.speech else { return Ok((lm_graph, None)) };
         self.step("head: fp32");
         let fp32 = self.draw_head(speech, Precision::Fp32.into())?;
-        let mut runner = Runner::new(&fp32)?;
+        let mut runner = Runner::new(self.engine, &fp32)?;
         let units = |runner: &mut Runner| -> Result<Vec<Vec<f32>>, RunError> {
             rows.hidden.iter().map(|hidden| runner.step(&[("hidden", hidden)], &[])?.f32("unit_logits")).collect()
         };
         let reference = units(&mut runner)?;
         let baseline = Baseline { fp32, parity: None, ms: runner.median_ms() };
-        let (head_graph, entry) = choose(head, budgets, *force, baseline, |precision| {
+        let (head_graph, entry) = choose(head, budgets, *force, self.engine, baseline, |precision| {
             self.step(&format!("head: {precision}"));
             let graph = self.draw_head(speech, calibrated(precision))?;
-            let mut runner = Runner::new(&graph)?;
+            let mut runner = Runner::new(self.engine, &graph)?;
             let mut distance = Distance::default();
             for (a, b) in reference.iter().zip(&units(&mut runner)?) {
                 distance.values(a, b);
@@ -197,7 +200,7 @@ impl Exporter<'_> {
         self.step("lm: calibrating");
         let tokens = texts(dir, &self.qwen.tokenizer())?;
         let probe = Form { probe: true, ..Form::from(Precision::Fp32) };
-        let mut trunk = Runner::new(&self.draw_lm(probe)?)?;
+        let mut trunk = Runner::new(self.engine, &self.draw_lm(probe)?)?;
         let mut importance = Importance::new();
         let mut hidden = Vec::new();
         for part in tokens.chunks(self.config.max_position_embeddings - 1) {
@@ -208,7 +211,7 @@ impl Exporter<'_> {
         }
         importance.extend(trunk.importance());
         if let Some(speech) = self.speech {
-            let mut head = Runner::new(&self.draw_head(speech, probe)?)?;
+            let mut head = Runner::new(self.engine, &self.draw_head(speech, probe)?)?;
             hidden.iter().try_for_each(|hidden| head.step(&[("hidden", hidden)], &[]).map(|_| ()))?;
             importance.extend(head.importance());
         }

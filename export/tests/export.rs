@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Distribution, Tensor};
 use sa_device::bundle::{Bundle, StageName};
+use sa_device::engine::EngineName;
 use sa_device::vocabulary::Vocabulary;
 use sa_export::budget::Budgets;
 use sa_export::choice::{BeyondBudget, Choice};
@@ -73,7 +74,13 @@ fn random_checkpoint(dir: &Path, words: usize, sizes: fn(usize) -> Sizes) {
 fn options(checkpoint: &Path, output: PathBuf, choices: [Choice; 4]) -> Options {
     Options {
         checkpoint: checkpoint.into(),
-        target: Target { output, name: "test".into(), licence: "MIT".into(), provenance: "random weights".into() },
+        target: Target {
+            output,
+            name: "test".into(),
+            licence: "MIT".into(),
+            provenance: "random weights".into(),
+            engine: EngineName::Tract,
+        },
         samples: None,
         choices,
         budgets: Budgets::default(),
@@ -99,7 +106,7 @@ fn fp32_and_int8_bundles_are_written_and_verify() {
     // What a killed export left behind goes with the next one.
     std::fs::create_dir_all(dir.path().join("bundles/nano.partial")).expect("made");
     std::fs::write(dir.path().join("bundles/nano.partial/lm.onnx"), b"half").expect("written");
-    for choices in [StageName::ALL.map(|_| Choice::fp32()), StageName::ALL.map(Choice::int8)] {
+    for choices in [StageName::ALL.map(|_| Choice::fp32()), StageName::ALL.map(|_| Choice::int8())] {
         let (bundle, report) = export(&options(&checkpoint, output.clone(), choices)).expect("exported");
         assert_eq!(report.stages.len(), 4);
         assert!(report.stages.iter().all(|stage| stage.parity.is_some_and(|error| error < 1e-4)), "{report}");
@@ -185,7 +192,7 @@ fn full_size() {
     let all = |precision| StageName::ALL.map(|_| Choice::named(precision));
     for (name, choices) in [
         ("fp32", StageName::ALL.map(|_| Choice::fp32())),
-        ("int8-default", StageName::ALL.map(Choice::int8)),
+        ("int8-default", StageName::ALL.map(|_| Choice::int8())),
         ("fp16", all(Precision::Fp16)),
         ("int8-weights", all(Precision::Int8Weights)),
         ("int8", all(Precision::Int8)),

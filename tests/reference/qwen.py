@@ -138,6 +138,9 @@ def check_bundles(case, scratch, binaries):
         run(binaries / "sa-export", "--qwen", case, "--speech", scratch / kind, "--context", 256, "--output", bundle)
         said = run(binaries / "sa-export", "--verify", bundle).stdout
         assert all(f"{stage}: loads and runs on tract" in said for stage in ["lm", "head"]), said
+    for engine in reference.engines():
+        run(binaries / "sa-export", "--qwen", case, "--context", 256, "--int8", "--engine", engine, "--output", bundle)
+        assert tomllib.loads((bundle / "bundle.toml").read_text())["measured"]["engine"] == engine
     forced = run(binaries / "sa-export", "--qwen", case, "--context", 256, "--int4", "lm", "--force", "--output", bundle).stdout
     assert "int4" in forced and "weights of model.layers" in forced, forced
     assert "worst_layers" in (bundle / "bundle.toml").read_text()

@@ -5,6 +5,7 @@ use crate::graphs::{self, StageGraph};
 use crate::onnx::Precision;
 use crate::weights::{Weights, WeightsError};
 use burn::module::Module;
+use sa_device::engine::Tract;
 use sa_models::decoder::DecoderConfig;
 use sa_models::train::checkpoint;
 use serde::Serialize;
@@ -37,7 +38,7 @@ fn ids(count: usize, below: usize, seed: u32) -> Vec<i64> {
 }
 
 fn runner(graph: &StageGraph) -> Runner {
-    Runner::new(graph).expect("tract loads the graph")
+    Runner::new(&Tract, graph).expect("tract loads the graph")
 }
 
 fn tiny_tokenizer() -> (TokenizerConfig, Tokenizer) {

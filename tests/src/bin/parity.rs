@@ -117,7 +117,7 @@ fn compare_hifigan(args: &HifiGanArgs) -> Result<()> {
     let gan = HifiGan::open(&args.hifigan)?;
     let units: Vec<i64> = read(&args.units)?.data.iter().map(|unit| *unit as i64).collect();
     let graph = hifigan::draw_offline(&gan, units.len(), Precision::Fp32)?;
-    let mut runner = Runner::on(&*args.engine.open()?, &graph)?;
+    let mut runner = Runner::new(&*args.engine.open()?, &graph)?;
     let mut distance = Distance::default();
     distance.values(&read(&args.audio)?.data, &runner.step(&[], &[("units", &units)])?.f32("audio")?);
     println!("{}", serde_json::json!({ "error": distance.error() }));
@@ -133,7 +133,7 @@ fn compare_qwen(args: &QwenArgs) -> Result<()> {
     ensure!(logits.shape == [tokens.len(), vocabulary], "logits of shape {:?} for {} tokens of {vocabulary}", logits.shape, tokens.len());
     ensure!((1..tokens.len()).contains(&args.prompt), "a prompt of {} of {} tokens", args.prompt, tokens.len());
     let graph = lm::draw_parts(&qwen.config, &qwen.weights, None, args.form)?;
-    let mut runner = Runner::on(&*args.engine.open()?, &graph)?;
+    let mut runner = Runner::new(&*args.engine.open()?, &graph)?;
     let mut distance = Distance::default();
     for (position, expected) in logits.data.chunks_exact(vocabulary).enumerate() {
         distance.values(expected, &text_step(&mut runner, tokens[position], position)?.0);
@@ -158,7 +158,7 @@ fn compare_hubert(args: &HubertArgs) -> Result<()> {
     let (audio, features) = (read(&args.audio)?, read(&args.features)?);
     let precision = if args.int8 { Precision::Int8 } else { Precision::Fp32 };
     let graph = hubert::draw_offline(&hubert, args.layer, Some(&codebook), audio.data.len(), precision)?;
-    let mut runner = Runner::on(&*args.engine.open()?, &graph)?;
+    let mut runner = Runner::new(&*args.engine.open()?, &graph)?;
     for _ in 1..args.repeat {
         runner.step(&[("audio", &audio.data)], &[])?;
     }
