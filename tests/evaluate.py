@@ -166,7 +166,8 @@ def score(row, turn):
         "heard": turn["transcript"], "calls": calls, "expected_call": expected.get("call"), "reply": turn["reply_text"],
         "expected_reply": expected["reply"], "call_right": call_right, "reply_right": reply_right,
         "right": call_right and reply_right, "heard_right": turn["transcript"] == row["text"], "output": turn["output"],
-        "timing_ms": turn["timing_ms"], "real_time_factor": turn["real_time_factor"], "stopped": turn["stopped"],
+        "timing_ms": turn["timing_ms"], "real_time_factor": turn["real_time_factor"], "answer_s": turn["answer_s"],
+        "word_units": turn["word_units"], "stopped": turn["stopped"],
     }
 
 

@@ -109,6 +109,11 @@ impl Company {
                     log.turn_with(turn, question.clone());
                 }
             }
+            Happening::Failed { turn, question } => {
+                if let Some(log) = &mut self.log {
+                    log.turn_with(turn, question.clone());
+                }
+            }
             Happening::Due(due) => self.events.signal(&Signal::Due(due)),
             Happening::Problem { message } => self.events.signal(&Signal::Error { message }),
         }
@@ -120,8 +125,11 @@ impl Company {
         told.or_else(|| self.log.as_mut().and_then(FieldLog::problem)).or_else(|| self.events.problem())
     }
 
-    /// A turn failed.
-    pub fn failed(&mut self, message: &str) {
+    /// A turn failed; what there is of it, if it was being answered.
+    pub fn failed(&mut self, message: &str, turn: Option<&Turn>) {
+        if let Some(turn) = turn {
+            self.turn(turn);
+        }
         self.events.signal(&Signal::Error { message });
         self.events.signal(&Signal::Idle);
     }

@@ -94,10 +94,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             // A question's file is at fault: the next may be better. Anything else would come again.
             Err(AgentError::Audio(error)) if !matches!(error, AudioError::Write { .. }) => {
                 screen.failed(&capture.source, &error)?;
-                company.failed(&error.to_string());
+                company.failed(&error.to_string(), agent.take_failed().as_ref());
                 failed = true;
             }
-            Err(error) => return Err(error).with_context(|| format!("while answering {}", capture.source)),
+            Err(error) => {
+                company.failed(&error.to_string(), agent.take_failed().as_ref());
+                company.close(&mut screen)?;
+                return Err(error).with_context(|| format!("while answering {}", capture.source));
+            }
         }
         company.look(agent.tools(), &mut screen)?;
     }

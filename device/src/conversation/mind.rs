@@ -55,8 +55,8 @@ pub enum Report {
     Settled(Box<Turn>, Vec<i16>),
     /// What fell due; what could not be kept; whether something rings.
     Due(Vec<Due>, Option<String>, bool),
-    /// The question is lost.
-    Failed(u64, String),
+    /// The question is lost; with the turn and the question as they were, where it was being answered.
+    Failed(u64, String, Option<(Box<Turn>, Vec<i16>)>),
 }
 
 /// Where the agent works.
@@ -165,7 +165,8 @@ impl Worker {
             _ => wanted.load(Relaxed),
         };
         if let Err(error) = self.try_to(order, wanted, report) {
-            report(Report::Failed(question, error.to_string()));
+            let turn = self.agent.take_failed().map(|turn| (Box::new(turn), std::mem::take(&mut self.question)));
+            report(Report::Failed(question, error.to_string(), turn));
         }
     }
 

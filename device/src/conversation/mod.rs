@@ -116,6 +116,13 @@ pub enum Happening {
         #[serde(skip)]
         question: Vec<i16>,
     },
+    /// The turn broke off, see [`Turn::problem`]; told as a problem before.
+    Failed {
+        turn: Box<Turn>,
+        /// The question as it was heard, 16 kHz; for the field log.
+        #[serde(skip)]
+        question: Vec<i16>,
+    },
     /// A timer, an alarm or a reminder.
     Due(Due),
     /// Something failed; the conversation goes on.
@@ -440,8 +447,11 @@ impl<D: Duplex> Conversation<D> {
                 self.playback.push(&samples);
             }
             Report::Done(question) if question == self.question => self.playback.complete(),
-            Report::Failed(question, message) => {
+            Report::Failed(question, message, turn) => {
                 tell(&Happening::Problem { message });
+                if let Some((turn, question)) = turn {
+                    tell(&Happening::Failed { turn, question });
+                }
                 if question == self.question {
                     self.input(Input::Failed);
                 }

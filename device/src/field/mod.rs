@@ -172,7 +172,7 @@ impl FieldLog {
             // Only numbers that are not finite cannot be written; such a turn has no use.
             Err(_) => self.left_out += 1,
         }
-        if turn.stopped != Stopped::Silence && !turn.transcript.is_empty() {
+        if !matches!(turn.stopped, Stopped::Silence | Stopped::Failed) && !turn.transcript.is_empty() {
             self.context.push_back(Past::of(turn));
             while self.context.len() > self.settings.history_turns {
                 self.context.pop_front();

@@ -73,7 +73,7 @@ impl AudioDevice for Nothing {
 }
 
 /// The decisions of both, where they differ, in the order in which they are made. Nobody interrupts a replay: of an answer that was
-/// interrupted, what was heard is compared.
+/// interrupted, what was heard is compared; of one that failed, only whether it fails again.
 pub fn compare(logged: &LoggedTurn, now: &Turn) -> Vec<Difference> {
     let calls = |calls: &[crate::pipeline::CallReport]| {
         calls.iter().map(|call| format!("[{}] → {}", call.call, call.result)).collect::<Vec<_>>().join(", ")
@@ -85,6 +85,10 @@ pub fn compare(logged: &LoggedTurn, now: &Turn) -> Vec<Difference> {
         now.reply_text = now.reply_text.split_whitespace().take(heard).collect::<Vec<_>>().join(" ");
         now.units.truncate(logged.units.len());
         now.stopped = Stopped::Interrupted;
+    }
+    if logged.stopped == Stopped::Failed {
+        let (logged, now) = (stopped(logged.stopped), stopped(now.stopped));
+        return vec![Difference { decision: "stopped", logged, now }];
     }
     let mut found = Vec::new();
     // The units of silence are heard and decide nothing; a log without audio does not replay them.

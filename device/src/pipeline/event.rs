@@ -47,6 +47,8 @@ pub enum Stopped {
     Context,
     /// The user took the word.
     Interrupted,
+    /// Something broke, see [`Turn::problem`]; the turn is not remembered.
+    Failed,
 }
 
 /// A call and what came of it.
@@ -102,7 +104,6 @@ pub struct Turn {
     /// Units of the answer, END units left out.
     pub units: Vec<u32>,
     /// For each word of the answer, how many of the units had been made when it was complete.
-    #[serde(skip)]
     pub word_units: Vec<usize>,
     /// Seconds of the question.
     pub question_s: f64,
@@ -114,4 +115,7 @@ pub struct Turn {
     pub stages_ms: BTreeMap<&'static str, f64>,
     /// Computing time over time of audio, question and answer.
     pub real_time_factor: f64,
+    /// What broke.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }

@@ -80,6 +80,8 @@ pub struct Agent {
     /// The question that is being heard.
     heard: Option<Heard>,
     wake: Option<Matcher>,
+    /// The turn that the last error ended.
+    failed: Option<Turn>,
 }
 
 impl Agent {
@@ -92,7 +94,26 @@ impl Agent {
         let decoder = Decoder::open(engine, &bundle)?;
         let voice = if settings.threads > 1 { Voice::on_thread(decoder) } else { Voice::here(decoder) };
         let history = History::new(lm.context() / 4, settings.history_turns);
-        Ok(Self { bundle, tokenizer, lm, text, special, voice, tools, history, settings, turn_id: 0, heard: None, wake: None })
+        Ok(Self {
+            bundle,
+            tokenizer,
+            lm,
+            text,
+            special,
+            voice,
+            tools,
+            history,
+            settings,
+            turn_id: 0,
+            heard: None,
+            wake: None,
+            failed: None,
+        })
+    }
+
+    /// The turn that the last error ended, as far as it had come, for the field log. Once.
+    pub fn take_failed(&mut self) -> Option<Turn> {
+        self.failed.take()
     }
 
     /// The bundle that is running.
@@ -203,29 +224,49 @@ impl Agent {
             self.report(&mut turn, listener);
             return Ok(turn);
         }
+        match self.respond(&mut turn, &mut clock, device, listener, go_on) {
+            Ok(()) => Ok(turn),
+            Err(error) => {
+                (turn.stopped, turn.problem) = (Stopped::Failed, Some(error.to_string()));
+                self.failed = Some(turn);
+                Err(error)
+            }
+        }
+    }
+
+    /// Everything after the question was heard.
+    fn respond(
+        &mut self,
+        turn: &mut Turn,
+        clock: &mut Clock,
+        device: &mut dyn AudioDevice,
+        listener: &mut Listener,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<(), AgentError> {
         let asked = self.lm.position();
-        if manifest.transcript {
-            self.transcribe(&mut turn, &clock, listener)?;
+        let transcript_first = self.bundle.manifest().transcript;
+        if transcript_first {
+            self.transcribe(turn, clock, listener)?;
         } else {
             self.lm.step(LmInput::Token(self.special.agent))?;
         }
         self.tools.heard(&turn.transcript);
         if go_on() {
-            self.think(&mut turn, &mut clock, listener)?;
-            let plan = if self.settings.plan { Some(self.plan(&mut turn, &clock)?) } else { None };
+            self.think(turn, clock, listener)?;
+            let plan = if self.settings.plan { Some(self.plan(turn, clock)?) } else { None };
             self.lm.step(LmInput::Token(self.special.speak))?;
-            self.speak(plan, &mut turn, &clock, device, listener, go_on)?;
+            self.speak(plan, turn, clock, device, listener, go_on)?;
         } else {
             turn.stopped = Stopped::Interrupted;
         }
-        self.finish(&mut turn, &clock, device)?;
-        self.report(&mut turn, listener);
-        if !self.bundle.manifest().transcript {
+        self.finish(turn, clock, device)?;
+        self.report(turn, listener);
+        if !transcript_first {
             // The history is text: write down what was asked now that nobody waits.
             self.lm.truncate(asked);
             turn.transcript = self.write_transcript()?;
         }
-        Ok(turn)
+        Ok(())
     }
 
     /// Remembers the turn that [`Agent::answer`] made, as far as it was heard: `heard_s` seconds of the answer, or all of it. What was

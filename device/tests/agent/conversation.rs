@@ -70,6 +70,38 @@ fn ask(agent: &mut Agent, samples: usize, size: usize) -> (Turn, Vec<f32>, Vec<S
     (turn, speaker.played, events)
 }
 
+/// A loudspeaker that breaks.
+struct Broken;
+
+impl AudioDevice for Broken {
+    fn capture(&mut self) -> Result<Option<Capture>, AudioError> {
+        Ok(None)
+    }
+
+    fn play(&mut self, _: &[f32]) -> Result<(), AudioError> {
+        Err(AudioError::Stopped)
+    }
+
+    fn finish(&mut self) -> Result<Option<PathBuf>, AudioError> {
+        Ok(None)
+    }
+
+    fn discard(&mut self) {}
+}
+
+#[test]
+fn a_turn_that_fails_can_be_had_and_is_not_remembered() {
+    let (_dir, mut agent) = agent(&Tiny::default(), Settings::default());
+    let question = || capture(noise(16_000), 320, Captured::End);
+    assert!(agent.turn(&question(), &mut Broken, &mut |_| {}).is_err());
+    let failed = agent.take_failed().expect("it was being answered");
+    assert_eq!((failed.stopped, failed.transcript.as_str()), (Stopped::Failed, "light on"));
+    assert_eq!((failed.calls.len(), failed.problem), (1, Some(AudioError::Stopped.to_string())));
+    assert!(agent.take_failed().is_none());
+    let (turn, _, _) = ask(&mut agent, 16_000, 320);
+    assert_eq!((turn.turn_id, turn.stopped, turn.problem), (2, Stopped::End, None));
+}
+
 #[test]
 fn a_turn_hears_calls_and_answers() {
     let (_dir, mut agent) = agent(&Tiny::default(), Settings::default());

@@ -133,6 +133,25 @@ fn a_full_disk_costs_the_newest_turn_only() {
     succeeded(&place.run(&["replay", "log", "--bundle", "bundle"]));
 }
 
+/// The turn that somebody will ask about: the answer cannot be written, as its place is a folder.
+#[test]
+fn a_turn_that_fails_is_logged_as_far_as_it_came() {
+    let place = place();
+    std::fs::create_dir_all(place.path("answers/r.wav")).expect("writable");
+    let talk = ["talk", "--bundle", "bundle", "--input", "q.wav", "r.wav", "--output-dir", "answers", "--field-log", "log"];
+    let output = place.run(&talk);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && message.contains("r.wav"), "{message}");
+    let turn = &line(&place, "00001-000002")["turn"];
+    assert_eq!((&turn["stopped"], &turn["transcript"], &turn["reply_text"]), (&"failed".into(), &"light on".into(), &"okay".into()));
+    assert!(turn["problem"].as_str().expect("told").contains("r.wav"), "{turn}");
+    assert!(place.path("log/00001-000002.wav").is_file());
+    // Now it does not fail.
+    let output = place.run(&["replay", "log", "--bundle", "bundle", "--json"]);
+    let reports = events(&output);
+    assert_eq!(reports[1]["differences"], serde_json::json!([{ "decision": "stopped", "logged": "failed", "now": "end" }]));
+}
+
 #[test]
 fn a_kill_costs_the_newest_turn_only() {
     let place = Place::new(&Tiny::default());

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""The choice of G, the units in a group, and of writing the question down first: equal trainings of each, asked the same test questions.
+
+    tests/groups.py --corpus CORPUS --units UNITS [--runs DIR] [--steps 1200] [--only g1,g3,g4,g5,g4-direct]
+
+Trains each variant from the same seed for the same number of steps (64 sequences each) on one thread, where --runs does not hold it already (a run goes on
+where it was stopped), exports it with the shipped tokenizer and decoder, asks it test questions through `sa-agent`, has its speech judged, and
+prints Markdown. A short training: what counts are the differences. Times are of one core.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tomllib
+
+import figures
+
+VARIANTS = {f"g{group}": ["--group", str(group)] for group in (1, 3, 4, 5)} | {"g4-direct": ["--group", "4", "--no-transcript"]}
+
+
+def train(args, name):
+    run = os.path.join(args.runs, name)
+    command = [figures.program("sa-align"), "lm", "--corpus", args.corpus, "--units", args.units, "--output", run]
+    if not os.path.exists(os.path.join(run, "checkpoint", "model.safetensors")):
+        figures.run([*command, "--steps", args.steps, *VARIANTS[name]])
+    with open(os.path.join(run, "log.jsonl"), encoding="utf-8") as file:
+        rates = sorted(row["sequences/s"] for row in map(json.loads, file) if "sequences/s" in row)
+    return os.path.join(run, "checkpoint"), rates[len(rates) // 2]
+
+
+def export(args, name, trained):
+    """A bundle of the trained language model and the shipped tokenizer and decoder."""
+    whole = os.path.join(args.runs, name, "agent")
+    shutil.rmtree(whole, ignore_errors=True)
+    shutil.copytree(figures.CHECKPOINT, whole)
+    shutil.rmtree(os.path.join(whole, "lm"))
+    shutil.copytree(trained, os.path.join(whole, "lm"))
+    bundle = os.path.join(args.runs, name, "bundle")
+    # What so few steps teach may not keep the budgets of a finished model.
+    figures.run([figures.program("sa-export"), "--int8", "--force", "--checkpoint", whole, "--output", bundle, "--name", name])
+    return bundle
+
+
+def measure(args, name, bundle):
+    figures.BUNDLE = bundle
+    report = figures.ask(args.work, f"groups-{name}", args.limit, "--sets", "trained")
+    with open(os.path.join(args.work, f"groups-{name}", "list.jsonl"), encoding="utf-8") as file:
+        spoken = file.readlines()
+    listing = os.path.join(args.work, f"groups-{name}", "judged.jsonl")
+    with open(listing, "w", encoding="utf-8") as file:
+        file.writelines(spoken[:: max(1, len(spoken) // 100)])
+    heard = figures.judge(args.work, f"groups-{name}", listing, figures.replies_of(args.work))
+    with open(os.path.join(bundle, "bundle.toml"), "rb") as file:
+        group = tomllib.load(file)["group"]
+    seconds = sum(row["answer_s"] for row in report)
+    words = sum(len(row["word_units"]) for row in report)
+    # A word ends with a group that is not full.
+    groups = sum(units // group + 1 for row in report for units in row["word_units"])
+    times = json.loads(figures.run(["taskset", "-c", "0", figures.program("sa-agent"), "bench", "--bundle", bundle, "--json"]))
+    of = {row["stage"]: row["ms_per_run"] for row in times["stages"]}
+    ms = (words * of["lm"] + groups * (of["lm"] + of["head"])) / seconds
+    return dict(right=figures.percent(report), wer=heard["wer"], steps=(words + groups) / seconds, ms=ms)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", required=True)
+    parser.add_argument("--units", required=True)
+    parser.add_argument("--runs", default=os.path.join(figures.ROOT, "runs", "groups"))
+    parser.add_argument("--steps", default="1200")
+    parser.add_argument("--limit", type=int, default=200)
+    parser.add_argument("--work", default=os.path.join(figures.CACHE, "figures"))
+    parser.add_argument("--only", default=",".join(VARIANTS))
+    args = parser.parse_args()
+    os.makedirs(args.work, exist_ok=True)
+    lines = []
+    for name in args.only.split(","):
+        trained, rate = train(args, name)
+        found = measure(args, name, export(args, name, trained))
+        lines.append(f"| {name} | {found['right']:.1f} % | {found['wer']:.1f} % | {found['steps']:.1f} | {found['ms']:.1f} ms | {rate:.0f} |")
+        print(lines[-1], flush=True)
+    print(f"\n| variant | call and reply exact ({args.limit} questions, trained voices) | WER of the spoken reply | LM steps per second of speech | their time | sequences trained per second |\n|---|---|---|---|---|---|")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
