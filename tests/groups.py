@@ -5,7 +5,8 @@
 
 Trains each variant from the same seed for the same number of steps (64 sequences each) on one thread, where --runs does not hold it already (a run goes on
 where it was stopped), exports it with the shipped tokenizer and decoder, asks it test questions through `sa-agent`, has its speech judged, and
-prints Markdown. A short training: what counts are the differences. Times are of one core.
+prints Markdown. A short training: what counts are the differences. Times are of one core; the plan of the reply, a step a word whatever G is, comes
+on top of them.
 """
 
 import argparse
@@ -22,9 +23,8 @@ VARIANTS = {f"g{group}": ["--group", str(group)] for group in (1, 3, 4, 5)} | {"
 
 def train(args, name):
     run = os.path.join(args.runs, name)
-    command = [figures.program("sa-align"), "lm", "--corpus", args.corpus, "--units", args.units, "--output", run]
-    if not os.path.exists(os.path.join(run, "checkpoint", "model.safetensors")):
-        figures.run([*command, "--steps", args.steps, *VARIANTS[name]])
+    # One that is done is done at once.
+    figures.run([figures.program("sa-align"), "lm", "--corpus", args.corpus, "--units", args.units, "--output", run, "--steps", args.steps, *VARIANTS[name]])
     with open(os.path.join(run, "log.jsonl"), encoding="utf-8") as file:
         rates = sorted(row["sequences/s"] for row in map(json.loads, file) if "sequences/s" in row)
     return os.path.join(run, "checkpoint"), rates[len(rates) // 2]
@@ -32,14 +32,16 @@ def train(args, name):
 
 def export(args, name, trained):
     """A bundle of the trained language model and the shipped tokenizer and decoder."""
+    with open(os.path.join(figures.CHECKPOINT, "vocabulary.txt"), "rb") as ours, open(os.path.join(args.corpus, "vocabulary.txt"), "rb") as theirs:
+        assert ours.read() == theirs.read(), "the corpus has other words than the shipped agent"
     whole = os.path.join(args.runs, name, "agent")
     shutil.rmtree(whole, ignore_errors=True)
     shutil.copytree(figures.CHECKPOINT, whole)
     shutil.rmtree(os.path.join(whole, "lm"))
     shutil.copytree(trained, os.path.join(whole, "lm"))
     bundle = os.path.join(args.runs, name, "bundle")
-    # What so few steps teach may not keep the budgets of a finished model.
-    figures.run([figures.program("sa-export"), "--int8", "--force", "--checkpoint", whole, "--output", bundle, "--name", name])
+    # All in the same form, whether or not what so few steps teach keeps the budgets of a finished model.
+    figures.run([figures.program("sa-export"), "--int8", "tokenizer,lm,head,decoder", "--force", "--checkpoint", whole, "--output", bundle, "--name", name])
     return bundle
 
 
@@ -57,7 +59,8 @@ def measure(args, name, bundle):
     seconds = sum(row["answer_s"] for row in report)
     words = sum(len(row["word_units"]) for row in report)
     # A word ends with a group that is not full.
-    groups = sum(units // group + 1 for row in report for units in row["word_units"])
+    starts_and_ends = [pair for row in report for pair in zip([0, *row["word_units"]], row["word_units"])]
+    groups = sum((end - start) // group + 1 for start, end in starts_and_ends)
     times = json.loads(figures.run(["taskset", "-c", "0", figures.program("sa-agent"), "bench", "--bundle", bundle, "--json"]))
     of = {row["stage"]: row["ms_per_run"] for row in times["stages"]}
     ms = (words * of["lm"] + groups * (of["lm"] + of["head"])) / seconds
@@ -75,13 +78,16 @@ def main():
     parser.add_argument("--only", default=",".join(VARIANTS))
     args = parser.parse_args()
     os.makedirs(args.work, exist_ok=True)
+    args.corpus, args.units, args.runs = (os.path.abspath(path) for path in (args.corpus, args.units, args.runs))
+    programs = ["sa-agent", "sa-align", "sa-export"]
+    figures.run(["cargo", "build", "--quiet", "--workspace"] + [flag for name in programs for flag in ("--bin", name)])
     lines = []
     for name in args.only.split(","):
         trained, rate = train(args, name)
         found = measure(args, name, export(args, name, trained))
         lines.append(f"| {name} | {found['right']:.1f} % | {found['wer']:.1f} % | {found['steps']:.1f} | {found['ms']:.1f} ms | {rate:.0f} |")
         print(lines[-1], flush=True)
-    print(f"\n| variant | call and reply exact ({args.limit} questions, trained voices) | WER of the spoken reply | LM steps per second of speech | their time | sequences trained per second |\n|---|---|---|---|---|---|")
+    print(f"\n| variant | call and reply exact ({args.limit} questions, trained voices) | WER of the spoken reply | steps of the LM while it speaks a second | their time | sequences trained per second |\n|---|---|---|---|---|---|")
     print("\n".join(lines))
 
 

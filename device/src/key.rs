@@ -23,6 +23,7 @@ const PRESSED: i32 = 1;
 const EVENT: usize = size_of::<libc::input_event>();
 /// Between two attempts to tell a conversation that has not looked yet.
 const FULL: Duration = Duration::from_millis(20);
+const TRIES: u32 = 500;
 /// Between two attempts to open it.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -132,9 +133,13 @@ impl Key {
     }
 }
 
-/// A full queue has 16 of them waiting. That the key is up must arrive, or it stays down for ever.
+/// A full queue has 16 of them waiting. That the key is up must arrive, or it stays down for ever; a queue that nobody has read for
+/// seconds belongs to a conversation that is over.
 fn put(controls: &Controls, control: Control) {
-    while controls.enqueue(control).is_err() && control == Control::KeyUp {
+    for _ in 0..TRIES {
+        if controls.enqueue(control).is_ok() || control != Control::KeyUp {
+            return;
+        }
         std::thread::sleep(FULL);
     }
 }

@@ -78,7 +78,8 @@ pub fn answer(
         group.resize(config.group, end);
         feed(&mut trace, Item::Group(group))?;
     }
-    let (mut logits, _) = feed(&mut trace, Item::Token(i64::from(special::TRANSCRIBE)))?;
+    let first = if config.transcript { special::TRANSCRIBE } else { special::AGENT };
+    let (mut logits, _) = feed(&mut trace, Item::Token(i64::from(first)))?;
     let mut speaking = false;
     while trace.texts.len() < TEXTS && trace.items.len() < last {
         let token = arg_max(&logits) as u32;

@@ -205,13 +205,14 @@ impl std::fmt::Display for Report {
         writeln!(f, "window: {:.0} ms back, {:.0} ms chunk, {:.0} ms ahead", ms(look_back), ms(chunk), ms(look_ahead))?;
         writeln!(
             f,
-            "decoder: {} ({}), {:.1} MB, {:.2} dB from fp32, {:.1} ms a step of {:.0} ms (fp32 {:.1} ms)",
+            "decoder: {} ({}), {:.1} MB, {:.2} dB from fp32, {:.1} ms a step of {:.0} ms on {} (fp32 {:.1} ms)",
             self.precision,
             self.reason,
             self.bytes as f64 / 1e6,
             self.decibels,
             self.ms,
             ms(chunk),
+            self.engine,
             self.fp32_ms
         )
     }

@@ -97,9 +97,12 @@ struct Cli {
     /// Where the weights come from, in words
     #[arg(long, default_value = "trained by sa-align")]
     provenance: String,
-    /// The engine that will run the bundle: forms are proven, timed and chosen on it (tract, ort)
-    #[arg(long, value_name = "NAME", default_value = "tract")]
+    /// The engine that will run the bundle: forms are proven, timed and chosen on it
+    #[arg(long, value_name = "tract|ort", default_value = "tract", value_parser = engine, conflicts_with_all = ["join", "inspect", "verify", "compare"])]
     engine: EngineName,
+    /// The library of ONNX Runtime or its folder; else ORT_DYLIB_PATH and the usual places are looked at
+    #[arg(long, value_name = "FILE", env = "SA_ORT_LIBRARY")]
+    ort_library: Option<PathBuf>,
     /// Write the bundle even where a named form misses its budget
     #[arg(long)]
     force: bool,
@@ -120,6 +123,14 @@ struct Cli {
 fn milliseconds(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "milliseconds are expected")?;
     if (0.0..=30_000.0).contains(&value) { Ok(value) } else { Err("0 to 30000 are possible".into()) }
+}
+
+/// `auto` is for who runs a bundle: what is measured is measured on one engine.
+fn engine(text: &str) -> Result<EngineName, String> {
+    match text.parse() {
+        Ok(engine @ (EngineName::Tract | EngineName::Ort)) => Ok(engine),
+        _ => Err("the engines are tract and ort".into()),
+    }
 }
 
 fn stage(text: &str) -> Result<StageName, String> {
@@ -174,6 +185,7 @@ impl Cli {
             licence: self.licence.clone(),
             provenance: self.provenance.clone(),
             engine: self.engine,
+            ort_library: self.ort_library.clone(),
         }
     }
 }

@@ -106,6 +106,8 @@ impl Report {
         table.insert("samples".into(), self.samples.clone().into());
         for stage in &self.stages {
             let mut entry = Table::new();
+            // Here and not only above: a stage may be joined with those of other bundles.
+            entry.insert("engine".into(), self.engine.into());
             entry.insert("reason".into(), stage.reason.clone().into());
             if let Some(parity) = stage.parity {
                 entry.insert("parity_error".into(), rounded(parity));

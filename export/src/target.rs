@@ -24,6 +24,8 @@ pub struct Target {
     pub provenance: String,
     /// The engine that will run it: forms are proven, timed and chosen on it.
     pub engine: EngineName,
+    /// Where the library of ONNX Runtime is, if not in the usual places.
+    pub ort_library: Option<PathBuf>,
 }
 
 impl Target {
@@ -32,7 +34,8 @@ impl Target {
     /// # Errors
     /// When there is no library of it on this machine.
     pub fn open_engine(&self) -> Result<Box<dyn Engine>> {
-        Ok(Wish { engine: self.engine, ..Wish::default() }.open(|message| eprintln!("sa-export: {message}"))?)
+        let wish = Wish { engine: self.engine, library: self.ort_library.clone(), ..Wish::default() };
+        Ok(wish.open(|message| eprintln!("sa-export: {message}"))?)
     }
 
     /// Begins the bundle; folders above it are made. Dropping the writer leaves nothing behind.

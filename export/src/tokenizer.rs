@@ -276,13 +276,14 @@ impl std::fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "tokenizer: {} ({}), {:.1} MB, {:.2} % of units as in fp32, {:.1} ms a step of {:.0} ms (fp32 {:.1} ms)",
+            "tokenizer: {} ({}), {:.1} MB, {:.2} % of units as in fp32, {:.1} ms a step of {:.0} ms on {} (fp32 {:.1} ms)",
             self.precision,
             self.reason,
             self.bytes as f64 / 1e6,
             100.0 * self.agreement,
             self.ms,
             ms(chunk),
+            self.engine,
             self.fp32_ms
         )
     }

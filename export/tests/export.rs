@@ -80,6 +80,7 @@ fn options(checkpoint: &Path, output: PathBuf, choices: [Choice; 4]) -> Options 
             licence: "MIT".into(),
             provenance: "random weights".into(),
             engine: EngineName::Tract,
+            ort_library: None,
         },
         samples: None,
         choices,

@@ -6,7 +6,6 @@ use super::settings::Sound;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Shows what this choice would lead to.
     #[command(flatten)]
     pub sound: Sound,
     /// One JSON array instead of a table.

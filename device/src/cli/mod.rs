@@ -41,9 +41,9 @@ enum Command {
     Replay(replay::Args),
     /// A conversation over microphone and loudspeaker, until Ctrl-C.
     Listen(Box<listen::Args>),
-    /// Learns a wake phrase from hearing it three times.
+    /// Learns a wake phrase from hearing it three times (nothing is played).
     Enrol(enrol::Args),
-    /// The microphones and loudspeakers of this machine, and which would be chosen.
+    /// The microphones and loudspeakers of this machine, and which of them `listen` would choose with these flags.
     Devices(devices::Args),
     /// What is wrong: opens microphone and speaker, plays a chirp, times each stage, looks at the machine, and writes a report.
     Doctor(doctor::Args),

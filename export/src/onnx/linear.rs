@@ -8,9 +8,9 @@
 //! | `int8` | 8 bits and a scale per output channel | 8-bit products: the input is quantised at every step |
 //! | `int4` | 4 bits and a scale per 32 inputs of an output | MatMulNBits: blocks are widened inside of the product |
 //!
-//! `int8` is DynamicQuantizeLinear → MatMulInteger → Cast → Mul, the one form that both tract and ONNX Runtime run
-//! well. Weights are split along the outputs so that no part exceeds [`SPLIT_ELEMENTS`]: tract folds constants only
-//! up to 4 MiB, and would otherwise sum or widen the weights again at every step.
+//! `int8` is DynamicQuantizeLinear → MatMulInteger → Cast → Mul: any engine runs it, and the runtime makes one operator of exactly this
+//! shape on tract (`device/src/engine/tract/fuse.rs`). Weights are split along the outputs so that no part exceeds [`SPLIT_ELEMENTS`]:
+//! a tract without that operator folds constants only up to 4 MiB, and would sum or widen the weights again at every step.
 //!
 //! `int4` is ONNX Runtime's MatMulNBits (domain com.microsoft), which tract reads too: symmetric, `w = (q - 8) · scale`. A layer whose
 //! inputs are no multiple of the block is stored as `int8-weights` instead.

@@ -164,6 +164,22 @@ fn four_bit_blocks_are_within_a_step_and_are_what_the_engine_computes_with() {
     assert!(error(&y, &expected) < 2e-3, "{}", error(&y, &expected));
 }
 
+/// Whole or split, the runtime's operator takes the place of all the nodes of an 8-bit layer: otherwise it would be right, and slow.
+#[test]
+fn the_runtime_knows_an_8_bit_layer_when_it_sees_one() {
+    for (inputs, outputs, parts) in [(64, 96, 1), (1024, 2048, 2)] {
+        let mut graph = Graph::new("test", "");
+        let x = graph.input("x", DataType::F32, &[1, 5, inputs]);
+        let y = graph.linear(&x, &noise(inputs * outputs, 16), None, Precision::Int8);
+        graph.output("y", &y);
+        let mut graph = ModelProto::decode(&graph.encode()[..]).expect("well formed").graph.expect("a graph");
+        assert_eq!(graph.node.iter().filter(|node| node.op_type == "MatMulInteger").count(), parts);
+        sa_device::engine::tract::fuse(&mut graph);
+        assert_eq!(graph.node.iter().map(|node| node.op_type.as_str()).collect::<Vec<_>>(), ["SaInt8Linear", "Identity"]);
+        assert_eq!(graph.node[0].input.len(), 1 + 2 * parts);
+    }
+}
+
 /// What the large inputs are multiplied by is stored more exactly at the cost of the rest.
 #[test]
 fn four_bits_go_where_they_matter() {

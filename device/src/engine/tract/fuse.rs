@@ -19,8 +19,13 @@ use super::products::MOST_INPUTS;
 /// Marks weights that were transposed; no name in a graph of ours ends so.
 const BY_OUTPUTS: &str = "/by-outputs";
 
-/// Rewrites the layers of a graph.
+/// Rewrites the layers of a graph. A graph with others inside, which may read anything of it, stays as it is; so does one that has names
+/// or nodes of ours already.
 pub fn fuse(graph: &mut GraphProto) {
+    let ours = |node: &NodeProto| node.op_type == NAME || node.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty());
+    if graph.node.iter().any(ours) || graph.initializer.iter().any(|constant| constant.name.ends_with(BY_OUTPUTS)) {
+        return;
+    }
     let layers = find(graph);
     let gone: HashSet<usize> = layers.iter().flat_map(|layer| layer.nodes.iter().copied()).collect();
     // Layers may share their weights.
@@ -41,7 +46,7 @@ pub fn fuse(graph: &mut GraphProto) {
             graph.initializer.push(by_outputs(&constant, inputs, outputs));
         }
         // One at a time: a second copy of all weights would not fit a small board.
-        if used.contains(&constant.name) {
+        if used.contains(&constant.name) || !weights.contains_key(&constant.name) {
             graph.initializer.push(constant);
         }
     }
@@ -95,12 +100,13 @@ struct Wires<'a> {
 }
 
 fn find(graph: &GraphProto) -> Vec<Layer> {
-    let mut wires = Wires {
-        graph,
-        constants: graph.initializer.iter().map(|constant| (constant.name.as_str(), constant)).collect(),
-        writer: HashMap::new(),
-        readers: HashMap::new(),
-    };
+    let mut wires = Wires { graph, constants: HashMap::new(), writer: HashMap::new(), readers: HashMap::new() };
+    // What is an input too may be given another value, and of two of one name nobody knows which is meant.
+    let mut names: HashMap<&str, usize> = HashMap::new();
+    let all = graph.initializer.iter().map(|constant| &constant.name).chain(graph.input.iter().map(|input| &input.name));
+    all.for_each(|name| *names.entry(name).or_default() += 1);
+    let once = graph.initializer.iter().filter(|constant| names[constant.name.as_str()] == 1);
+    wires.constants.extend(once.map(|constant| (constant.name.as_str(), constant)));
     for (number, node) in graph.node.iter().enumerate() {
         for name in &node.output {
             wires.writer.insert(name, number);
@@ -183,7 +189,7 @@ impl<'a> Wires<'a> {
         let (scaling, factors) = self.writer.get(factor.as_str()).map(|number| (*number, &self.graph.node[*number]))?;
         let [a, b] = &factors.input[..] else { return None };
         let scales = if a == scale { b } else { a };
-        let fits = factors.op_type == "Mul" && (a == scale) != (b == scale) && self.readers(factor).len() == 1;
+        let fits = factors.op_type == "Mul" && factors.output.len() == 1 && (a == scale) != (b == scale) && self.readers(factor).len() == 1;
         let (tensor, factors) = (self.constants.get(weights.as_str())?, self.constants.get(scales.as_str())?);
         let [inputs, outputs] = tensor.dims[..] else { return None };
         let (inputs, outputs) = (usize::try_from(inputs).ok()?, usize::try_from(outputs).ok()?);
@@ -307,7 +313,7 @@ mod tests {
             fuse(&mut fused);
             assert_eq!(kinds(&fused), [NAME]);
             let names: Vec<&str> = fused.initializer.iter().map(|constant| constant.name.as_str()).collect();
-            assert_eq!(names, ["w0/by-outputs", "s0", "w1/by-outputs", "s1"]);
+            assert_eq!(names, ["zero", "w0/by-outputs", "s0", "w1/by-outputs", "s1"]);
             let x: Vec<f32> = (0..rows * INPUT_WIDTH).map(|i| ((i * 7919) % 1009) as f32 * 0.01 - 3.0).collect();
             let x = Tensor::from_shape(&[1, rows, INPUT_WIDTH], &x).expect("fits");
             assert_eq!(run(fused, &x), run(graph, &x), "{rows} rows");
@@ -331,20 +337,26 @@ mod tests {
         }
         fuse(&mut graph);
         assert_eq!(kinds(&graph), [NAME, NAME]);
-        assert_eq!(graph.initializer.len(), 4);
+        assert_eq!(graph.initializer.len(), 5);
     }
 
     /// Anything else stays as it was.
     #[test]
     fn what_looks_different_is_left_alone() {
         type Change = fn(&mut GraphProto);
-        let changes: [(&str, Change); 7] = [
+        let changes: [(&str, Change); 11] = [
             ("weights with a zero point", |graph| graph.initializer[0].raw_data = vec![3]),
             ("a value that somebody else reads", |graph| graph.output.push(value("wide0", &[1, 1, 9]))),
             ("levels that somebody else reads", |graph| graph.node.push(node("Cast", &["x8"], &["z"], Some(("to", 1))))),
             ("a scale that somebody else reads", |graph| graph.node.push(node("Neg", &["x_scale"], &["z"], None))),
             ("parts in another order", |graph| graph.node.last_mut().expect("a Concat").input.reverse()),
             ("a truncated weight", |graph| graph.initializer[1].raw_data.truncate(5)),
+            ("weights that are an input, too", |graph| graph.input.push(value("w0", &[INPUT_WIDTH, 9]))),
+            ("weights that are there twice", |graph| graph.initializer.push(constant("w0", DataType::Int8, &[1, 1], vec![1]))),
+            ("a node with a graph inside", |graph| {
+                graph.node[2].attribute.push(AttributeProto { g: Some(GraphProto::default()), ..AttributeProto::default() });
+            }),
+            ("a scale that is written twice", |graph| graph.node[3].output.push("again".to_owned())),
             ("sums that become another type", |graph| graph.node[2].attribute[0].i = DataType::Double as i64),
         ];
         for (what, change) in changes {

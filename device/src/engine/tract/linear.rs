@@ -10,7 +10,7 @@ use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;
 
-use super::products::{Level, SHIFT, products};
+use super::products::{Level, MOST_INPUTS, SHIFT, products};
 
 /// The operator's name in a rewritten graph. Inputs: `x`, then weights `[outputs, inputs]` (i8) and scales `[outputs]` of each part.
 pub const NAME: &str = "SaInt8Linear";
@@ -43,7 +43,7 @@ impl Expansion for Declared {
         s.equals(&outputs[0].datum_type, f32::datum_type())?;
         s.equals(&inputs[0].rank, &outputs[0].rank)?;
         s.given(&inputs[0].rank, move |s, rank| {
-            let last = rank as usize - 1;
+            let last = usize::try_from(rank).ok().and_then(|rank| rank.checked_sub(1)).context("a layer's input has an axis")?;
             for axis in 0..last {
                 s.equals(&inputs[0].shape[axis], &outputs[0].shape[axis])?;
             }
@@ -54,14 +54,22 @@ impl Expansion for Declared {
 
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
         let constant = |outlet| model.outlet_fact(outlet)?.konst.clone().context("weights must be constants");
+        // A file may hold such a node that nobody of ours has written.
+        ensure!((1..=MOST_INPUTS).contains(&self.inputs), "a layer of {} inputs", self.inputs);
+        let mut outputs = 0;
         let mut parts = Vec::with_capacity(self.parts);
         for pair in inputs[1..].chunks_exact(2) {
             let (weights, scales) = (constant(pair[0])?, constant(pair[1])?);
+            let count = scales.len();
+            ensure!(count > 0 && weights.shape() == [count, self.inputs], "weights {:?} and {count} scales", weights.shape());
+            ensure!(scales.datum_type() == f32::datum_type() && scales.rank() == 1, "scales are single numbers");
+            outputs += count;
             let plain = weights.try_as_plain_ram()?;
             let sum = |row: &[i8]| row.iter().map(|w| i32::from(*w)).sum();
             let sums = plain.as_slice::<i8>()?.chunks_exact(self.inputs).map(sum).collect();
             parts.push(Part { weights, scales, sums });
         }
+        ensure!(outputs == self.outputs, "parts of {outputs} outputs in a layer of {}", self.outputs);
         let layer = Int8Linear { inputs: self.inputs, outputs: self.outputs, parts };
         model.wire_node(prefix, layer, &inputs[..1])
     }
@@ -164,6 +172,8 @@ fn quantise(x: &[f32]) -> Quantised {
     let scale = if least < most { (most - least) / 255.0 } else { 1.0 };
     let zero = (-least / scale).round_ties_even().clamp(0.0, 255.0);
     let level = |x: &f32| {
+        // As tract has it, what is no number is zero.
+        let x = if x.is_nan() { 0.0 } else { *x };
         let level = (x / scale + NO_FRACTIONS) - NO_FRACTIONS + zero;
         // The last byte of the number is the level.
         let unsigned = (level.clamp(0.0, 255.0) + INTEGERS).to_bits() as u8;
@@ -179,6 +189,8 @@ mod tests {
     /// Against the words of the standard, number by number.
     #[test]
     fn inputs_are_quantised_as_onnx_says() {
+        let nan = quantise(&[f32::NAN, -1.0, 1.0, f32::from_bits(0x7fc0_00ff)]);
+        assert!([0, 3].iter().all(|i| i32::from(nan.levels[*i]) == nan.zero));
         let cases: [&[f32]; 6] = [
             &[0.0, 2.0, -3.0, -2.5, 1.34, 0.5],
             &[1.0, 2.1, 1.3, 2.5, 3.34, 4.0, 1.5, 2.6, 3.9, 4.0, 3.0, 2.345],

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::runtime::DefaultRuntime;
 
-use self::fuse::fuse;
+pub use self::fuse::fuse;
 use super::declared::{mismatch, order, rows, same_tensor, wrong_type};
 use super::{Engine, EngineError, Session};
 use crate::bundle::{DType, StageEntry, TensorEntry};
