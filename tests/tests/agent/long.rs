@@ -128,6 +128,10 @@ fn a_long_conversation() {
                 let other = questions.choose(&mut rng).expect("there are some");
                 let seconds = bench.interrupt(&other.name);
                 if let (Some(seconds), true) = (seconds, bench.listens(1.0)) {
+                    if seconds > LATE {
+                        let at = bench.conversation.device().now();
+                        println!("  {:.3} s until {} was noticed, {wait:.2} s into an answer, at {at:.1} s", seconds, other.name);
+                    }
                     tally.caught.push(seconds);
                     next = Some(other);
                 } else {
