@@ -17,6 +17,11 @@ const SCALE: f32 = 32768.0;
 /// A frame is two and a half blocks: every other frame half a block is late.
 const LATE: usize = FRAME - FRAME / BLOCK * BLOCK;
 
+/// Blocks of the room's answer that are learnt: 100 ms. In a room of 250 ms of reverberation the usual 13 (52 ms) leave so much that of 208
+/// interruptions 7 are noticed late, and 2 with 25; its own voice holds 9 answers
+/// of 639 in place of 3, and with 40 blocks three times as many.
+const LENGTH: usize = 25;
+
 /// The echo canceller of one microphone and one speaker.
 pub struct Echo {
     processor: BlockProcessor,
@@ -42,8 +47,11 @@ impl Default for Echo {
 impl Echo {
     /// Knows nothing of the room yet; it takes a second or two of speech to learn it.
     pub fn new() -> Self {
+        let mut config = EchoCanceller3Config::default();
+        config.filter.main.length_blocks = LENGTH;
+        config.filter.shadow.length_blocks = LENGTH;
         Self {
-            processor: BlockProcessor::new(EchoCanceller3Config::default(), SAMPLE_RATE as i32, 1, 1),
+            processor: BlockProcessor::new(config, SAMPLE_RATE as i32, 1, 1),
             render: Block::new(1, 1),
             capture: Block::new(1, 1),
             linear: Block::new(1, 1),
