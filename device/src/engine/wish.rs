@@ -2,7 +2,7 @@
 //!
 //! An explicit wish that cannot be met is an error. `auto` is tract on one thread of the CPU: it is inside the program
 //! (ONNX Runtime is a library of 29 MB that a user has to bring, and the agent must not answer otherwise because one
-//! happens to lie about), and the bundle that is shipped runs on it at twenty times real time on one core. ONNX Runtime
+//! happens to lie about), and the bundle that is shipped runs on it at forty times real time on one core. ONNX Runtime
 //! takes 0.6 of tract's CPU time there: where that matters, it is one flag away. Only a graph that tract cannot load goes
 //! to ONNX Runtime by itself, and that is said aloud.
 
