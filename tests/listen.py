@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -162,8 +163,10 @@ def unplug(args, folder):
 
 
 def keys(args, folder):
-    """With --push-to-talk only what is said between the two signals counts."""
-    with Listen(args, folder, "--push-to-talk") as listen:
+    """With --push-to-talk only what is said between the two signals counts, or while the talk key is down: a pipe in place of its device."""
+    device = os.path.join(folder, "talk-key")
+    os.mkfifo(device)
+    with Listen(args, folder, "--push-to-talk", "--key", f"{device}:28") as listen:
         listen.play(QUESTIONS[0])
         time.sleep(3)
         if listen.count("settled") or any(event["event"] == "state" for event in listen.events()):
@@ -172,9 +175,16 @@ def keys(args, folder):
         time.sleep(0.3)
         listen.play(QUESTIONS[2])
         listen.agent.send_signal(signal.SIGUSR2)
-        wait_for("the answer to what was said while the key was down", 30, lambda: listen.count("settled") == 1)
+        wait_for("the answer to what was said between the signals", 30, lambda: listen.count("settled") == 1)
+        with open(device, "wb", buffering=0) as key:
+            # struct input_event: the time (two longs), EV_KEY, KEY_ENTER, and 1 for pressed, 0 for released.
+            key.write(struct.pack("llHHi", 0, 0, 1, 28, 1))
+            time.sleep(0.3)
+            listen.play(QUESTIONS[2])
+            key.write(struct.pack("llHHi", 0, 0, 1, 28, 0))
+            wait_for("the answer to what was said while the key was down", 30, lambda: listen.count("settled") == 2)
         listen.end()
-    print("push-to-talk: a voice without the key was not heard, one with it was answered")
+    print("push-to-talk: a voice without the key was not heard; one between the signals, and one while the key was down, were answered")
 
 
 def utterances(sound):
