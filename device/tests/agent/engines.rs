@@ -3,9 +3,11 @@
 
 use std::path::Path;
 
+use prost::Message;
 use sa_device::bundle::{Bundle, DType, StageEntry, StageName, TensorEntry};
 use sa_device::engine::{Engine, EngineError, Session, Values, run_by_name};
 use sa_device::stage::{Decoder, Tokenizer};
+use tract_onnx::pb::ModelProto;
 
 use super::onnx::Graph;
 use super::tiny::{self, Tiny, noise};
@@ -120,7 +122,11 @@ fn a_file_that_is_no_graph_is_refused(engine: &dyn Engine) {
     let (dir, bundle) = tiny::bundle(&Tiny::default());
     let entry = bundle.manifest().stage.require(StageName::Head).expect("a whole agent");
     let good = std::fs::read(bundle.graph_path(StageName::Head).expect("a whole agent")).expect("there");
-    for (name, bytes) in [("text.onnx", &b"not a graph"[..]), ("empty.onnx", b""), ("cut.onnx", &good[..good.len() / 2])] {
+    let mut lost = ModelProto::decode(&good[..]).expect("a graph");
+    lost.graph.as_mut().expect("a graph").output[0].name.push('x');
+    let lost = lost.encode_to_vec();
+    let files = [("text.onnx", &b"not a graph"[..]), ("empty.onnx", b""), ("cut.onnx", &good[..good.len() / 2]), ("lost.onnx", &lost)];
+    for (name, bytes) in files {
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).expect("writable");
         let error = engine.load(&path, entry).err().unwrap_or_else(|| panic!("{name} was loaded"));

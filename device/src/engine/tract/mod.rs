@@ -4,9 +4,11 @@ mod fuse;
 mod linear;
 mod products;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use tract_onnx::pb::GraphProto;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::runtime::DefaultRuntime;
 
@@ -33,7 +35,14 @@ impl Engine for Tract {
         let mut onnx = onnx();
         onnx.op_register.insert(linear::NAME, linear::build);
         let mut proto = onnx.proto_model_for_read(&mut file).map_err(failed)?;
-        proto.graph.as_mut().map(fuse);
+        if let Some(graph) = &mut proto.graph {
+            // tract takes this for granted.
+            if let Some(name) = unwritten(graph) {
+                let message = format!("no node writes the output {name}");
+                return Err(EngineError::Load { engine: NAME, path: path.to_owned(), message });
+            }
+            fuse(graph);
+        }
         let model = onnx.model_for_proto_model(&proto).map_err(failed)?;
         drop(proto);
         // Names are read here: optimisation renames nodes.
@@ -115,6 +124,13 @@ impl Session for TractSession {
         rows.copy(from, to, at);
         Ok(())
     }
+}
+
+/// An output of the graph that is nothing in it.
+fn unwritten(graph: &GraphProto) -> Option<&str> {
+    let inputs = graph.input.iter().map(|input| &input.name).chain(graph.initializer.iter().map(|constant| &constant.name));
+    let written: HashSet<&String> = graph.node.iter().flat_map(|node| &node.output).chain(inputs).collect();
+    graph.output.iter().map(|output| &output.name).find(|name| !written.contains(name)).map(String::as_str)
 }
 
 fn names(model: &InferenceModel, outlets: &[OutletId]) -> Vec<String> {
