@@ -1,7 +1,7 @@
 //! Products of 8-bit matrices, compiled for what the processor has.
 //!
-//! One plain loop, written so that the compiler turns it into dot products of 8-bit numbers (`vpdpbusd` with AVX-512 VNNI or AVX-VNNI,
-//! `vpmaddwd` with AVX2, `sdot` with ARM's dotprod, `smull` with plain NEON). All versions give the same sums: nothing saturates.
+//! One plain loop, which the compiler turns into dot products of 8-bit numbers (`vpdpwssd` with VNNI, `vpmaddwd` with AVX2, `sdot` with ARM's
+//! dotprod, `smull` with plain NEON), and for many rows with AVX-512 VNNI one by hand. All give the same sums: nothing saturates.
 
 /// An input in 8 bits. ARM multiplies signed by signed numbers only, x86 unsigned by signed ones only.
 #[cfg(target_arch = "aarch64")]
