@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use sa_device::bundle::sha256_file;
+use sa_device::bundle::{hexadecimal, sha256_file};
 use sa_device::vocabulary::{Vocabulary, VocabularyError};
 use sa_models::decoder::{Decoder, DecoderConfig};
 use sa_models::lm::{self, Network};
@@ -123,6 +123,6 @@ impl Checkpoint {
             let hash = sha256_file(&path).map_err(|source| OpenError::Read { path, source })?;
             hasher.update(format!("{file} {hash}\n"));
         }
-        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hexadecimal(&hasher.finalize()))
     }
 }

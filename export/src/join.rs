@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use sa_device::bundle::{Bundle, Manifest, StageName};
+use sa_device::bundle::{Bundle, Manifest, StageName, hexadecimal};
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
@@ -53,7 +53,7 @@ pub fn join(from: &[PathBuf], target: &Target) -> Result<(Bundle, Vec<String>)> 
         _ => licences.iter().map(|licence| format!("({licence})")).collect::<Vec<_>>().join(" AND "),
     };
     let checkpoints: String = sources.iter().map(|part| part.manifest().source_checkpoint.as_str()).collect();
-    let checkpoint = Sha256::digest(checkpoints).iter().map(|byte| format!("{byte:02x}")).collect();
+    let checkpoint = hexadecimal(&Sha256::digest(checkpoints));
     let mut manifest = Manifest {
         licence,
         provenance: words(&|manifest| format!("{}: {}", manifest.name, manifest.provenance)).into_iter().collect::<Vec<_>>().join("; "),

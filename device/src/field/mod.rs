@@ -30,7 +30,7 @@ pub use store::read;
 pub(crate) use tap::round;
 
 use crate::audio::Capture;
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, hexadecimal};
 use crate::pipeline::{Settings, Stopped, Turn};
 use record::Record;
 use store::Store;
@@ -220,7 +220,6 @@ impl BundleId {
     /// The bundle's name, and the SHA-256 of its manifest, which names the hash of every file.
     pub fn of(bundle: &Bundle) -> Self {
         let manifest = toml::to_string(bundle.manifest()).unwrap_or_default();
-        let sha256 = Sha256::digest(manifest).iter().map(|b| format!("{b:02x}")).collect();
-        Self { name: bundle.manifest().name.clone(), sha256 }
+        Self { name: bundle.manifest().name.clone(), sha256: hexadecimal(&Sha256::digest(manifest)) }
     }
 }
