@@ -182,11 +182,15 @@ impl Graph {
             other => other,
         };
         self.probe(x);
-        if matches!(precision, Precision::Int8 | Precision::Int8Weights) {
-            self.record_layer(storage_error(weight, widened_channels(&quantise_per_channel(weight, inputs), inputs)));
-        }
         let product = match precision {
-            Precision::Int8 => self.linear_int8(x, weight, outputs),
+            Precision::Int8 | Precision::Int8Weights => {
+                let channels = quantise_per_channel(weight, inputs);
+                self.record_layer(storage_error(weight, widened_channels(&channels, inputs)));
+                match precision {
+                    Precision::Int8 => self.linear_int8(x, &channels, outputs),
+                    _ => self.linear_int8_weights(x, &channels, outputs),
+                }
+            }
             Precision::Int4 => {
                 let blocks = quantise_blocks(weight, self.importance(inputs).as_deref());
                 self.record_layer(storage_error(weight, widened_blocks(&blocks)));
@@ -221,20 +225,25 @@ impl Graph {
                 let stored = self.constant_f16("weight", &shape, &transposed(weight, outputs, inputs));
                 self.cast(&stored, DataType::F32)
             }
-            Precision::Int8Weights => {
-                let (quantised, scales) = quantise_per_channel(weight, inputs);
-                let stored = self.constant_i8("weight", &shape, &transposed(&quantised, outputs, inputs));
-                let scales = self.constant_f32("weight_scale", &[1, outputs], &scales);
-                let wide = self.cast(&stored, DataType::F32);
-                self.mul(&wide, &scales)
-            }
-            Precision::Fp32 | Precision::Int8 | Precision::Int4 => {
-                self.constant_f32("weight", &shape, &transposed(weight, outputs, inputs))
-            }
+            _ => self.constant_f32("weight", &shape, &transposed(weight, outputs, inputs)),
         }
     }
 
-    fn linear_int8(&mut self, x: &Value, weight: &[f32], outputs: usize) -> Value {
+    fn linear_int8_weights(&mut self, x: &Value, (quantised, scales): &(Vec<i8>, Vec<f32>), outputs: usize) -> Value {
+        let inputs = x.size(-1);
+        let mut parts = Vec::new();
+        for range in split(outputs, inputs) {
+            let (count, part) = (range.len(), &quantised[range.start * inputs..range.end * inputs]);
+            let stored = self.constant_i8("weight", &[inputs, count], &transposed(part, count, inputs));
+            let scales = self.constant_f32("weight_scale", &[1, count], &scales[range]);
+            let wide = self.cast(&stored, DataType::F32);
+            let matrix = self.mul(&wide, &scales);
+            parts.push(self.matmul(x, &matrix));
+        }
+        self.joined(parts)
+    }
+
+    fn linear_int8(&mut self, x: &Value, (levels, scales): &(Vec<i8>, Vec<f32>), outputs: usize) -> Value {
         let inputs = x.size(-1);
         let quantised = self.node_many(
             "DynamicQuantizeLinear",
@@ -246,14 +255,14 @@ impl Graph {
         let [x8, x_scale, x_zero] = quantised.as_slice() else { unreachable!("node_many returns as many values as it was given shapes") };
         let mut parts = Vec::new();
         for range in split(outputs, inputs) {
-            let (q, scales) = quantise_per_channel(&weight[range.start * inputs..range.end * inputs], inputs);
-            let q = self.constant_i8("weight", &[inputs, range.len()], &transposed(&q, range.len(), inputs));
+            let part = &levels[range.start * inputs..range.end * inputs];
+            let q = self.constant_i8("weight", &[inputs, range.len()], &transposed(part, range.len(), inputs));
             let zero = self.constant_i8("weight_zero", &[], &[0]);
             let mut shape = x.shape.clone();
             *shape.last_mut().expect("the input of a layer has an axis") = range.len();
             let product = self.node("MatMulInteger", "matmul_integer", &[x8, &q, x_zero, &zero], &[], DataType::I32, shape);
             let wide = self.cast(&product, DataType::F32);
-            let scales = self.constant_f32("weight_scale", &[range.len()], &scales);
+            let scales = self.constant_f32("weight_scale", &[range.len()], &scales[range]);
             let scale = self.mul(x_scale, &scales);
             parts.push(self.mul(&wide, &scale));
         }
