@@ -93,6 +93,13 @@ impl Company {
         }
     }
 
+    /// A turn of a live conversation is over.
+    fn heard_turn(&mut self, turn: &Turn, question: &[i16]) {
+        if let Some(log) = &mut self.log {
+            log.turn_with(turn, question.to_vec());
+        }
+    }
+
     /// In a live conversation.
     pub fn happening(&mut self, happening: &Happening) {
         match happening {
@@ -105,15 +112,9 @@ impl Company {
                 if turn.stopped == Stopped::Interrupted {
                     self.events.signal(&Signal::Interrupted { turn_id: turn.turn_id });
                 }
-                if let Some(log) = &mut self.log {
-                    log.turn_with(turn, question.clone());
-                }
+                self.heard_turn(turn, question);
             }
-            Happening::Failed { turn, question } => {
-                if let Some(log) = &mut self.log {
-                    log.turn_with(turn, question.clone());
-                }
-            }
+            Happening::Failed { turn, question } => self.heard_turn(turn, question),
             Happening::Due(due) => self.events.signal(&Signal::Due(due)),
             Happening::Problem { message } => self.events.signal(&Signal::Error { message }),
         }

@@ -89,16 +89,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         };
         let turn = agent.turn(&capture, &mut device, &mut listener);
         shown?;
+        if let Err(error) = &turn {
+            company.failed(&error.to_string(), agent.take_failed().as_ref());
+        }
         match turn {
             Ok(turn) => company.turn(&turn),
             // A question's file is at fault: the next may be better. Anything else would come again.
             Err(AgentError::Audio(error)) if !matches!(error, AudioError::Write { .. }) => {
                 screen.failed(&capture.source, &error)?;
-                company.failed(&error.to_string(), agent.take_failed().as_ref());
                 failed = true;
             }
             Err(error) => {
-                company.failed(&error.to_string(), agent.take_failed().as_ref());
                 company.close(&mut screen)?;
                 return Err(error).with_context(|| format!("while answering {}", capture.source));
             }
