@@ -155,6 +155,16 @@ def judge(work, name, listing, domain):
         return json.load(file)
 
 
+def judge_answers(work, name, answers, domain, count):
+    """Some of the answers that `ask` left in a folder, from all over it."""
+    with open(os.path.join(answers, "list.jsonl"), encoding="utf-8") as file:
+        spoken = file.readlines()
+    listing = os.path.join(answers, "judged.jsonl")
+    with open(listing, "w", encoding="utf-8") as file:
+        file.writelines(spoken[:: max(1, len(spoken) // count)])
+    return judge(work, name, listing, domain)
+
+
 def replies_of(work):
     """Everything that the agent may say, as the grammar has it."""
     path = os.path.join(work, "replies.txt")
@@ -173,13 +183,8 @@ def speech(work, limit):
     clean = os.path.join(work, "clean")
     if not os.path.exists(os.path.join(clean, "report.json")):
         ask(work, "clean", limit)
-    with open(os.path.join(clean, "list.jsonl"), encoding="utf-8") as file:
-        spoken = file.readlines()
-    listing = os.path.join(clean, "judged.jsonl")
-    with open(listing, "w", encoding="utf-8") as file:
-        file.writelines(spoken[:: max(1, len(spoken) // int(count))])
     shown = "tests/figures.py speech"
-    report = judge(work, "end-to-end", listing, domain)
+    report = judge_answers(work, "end-to-end", clean, domain, int(count))
     bar(f"WER of the spoken reply, end to end ({report['sentences']} replies)", f"{report['wer']:.2f} %", "≤ 8 %", report["wer"] <= 8, shown)
     floor, golden = os.path.join(work, "floor"), os.path.join(work, "golden")
     run([sys.executable, os.path.join(HERE, "judge", "from_corpus.py"), "--corpus", corpus(work), "--output", floor, "--limit", count])

@@ -45,13 +45,9 @@ def export(args, name, trained):
 
 def measure(args, name, bundle):
     figures.BUNDLE = bundle
-    report = figures.ask(args.work, f"groups-{name}", args.limit, "--sets", "trained")
-    with open(os.path.join(args.work, f"groups-{name}", "list.jsonl"), encoding="utf-8") as file:
-        spoken = file.readlines()
-    listing = os.path.join(args.work, f"groups-{name}", "judged.jsonl")
-    with open(listing, "w", encoding="utf-8") as file:
-        file.writelines(spoken[:: max(1, len(spoken) // 100)])
-    heard = figures.judge(args.work, f"groups-{name}", listing, figures.replies_of(args.work))
+    asked = f"groups-{name}"
+    report = figures.ask(args.work, asked, args.limit, "--sets", "trained")
+    heard = figures.judge_answers(args.work, asked, os.path.join(args.work, asked), figures.replies_of(args.work), 100)
     with open(os.path.join(bundle, "bundle.toml"), "rb") as file:
         group = tomllib.load(file)["group"]
     seconds = sum(row["answer_s"] for row in report)
