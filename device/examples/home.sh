@@ -53,11 +53,6 @@ case "$tool $words" in
   "weather london"*) echo "rainy fourteen degrees" ;;
   "weather here") echo "clear eighteen degrees" ;;
   "weather "*) echo "cloudy fifteen degrees" ;;
-  "alarm set "*) put alarm "${words#set }" ;;
-  "alarm cancel") [ "$(get alarm none)" = none ] && echo none || put alarm none ;;
-  "alarm status") get alarm none ;;
-  "reminder add "*) put reminder "${words#add }" ;;
-  "reminder list") get reminder none ;;
   "list add "*) items=$(get list none)
     if [ "$items" = none ]; then put list "${words#add }"; else put list "${items##* and } and ${words#add }"; fi ;;
   "list remove "*) put list none ;;
@@ -68,6 +63,6 @@ case "$tool $words" in
   "battery ") echo "eighty" ;;
   "chance coin") echo heads ;;
   "chance dice") echo four ;;
-  "music "* | "volume "*) put "$tool" "$words" ;;
+  "music "*) put "$tool" "$words" ;;
   *) exit 1 ;;
 esac

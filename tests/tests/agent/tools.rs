@@ -111,3 +111,15 @@ fn a_tools_file_that_cannot_be_read_as_one() -> Result<()> {
     }
     Ok(())
 }
+
+/// What the example file named in the README does not do itself stays with the runtime: an alarm of `home.sh` would never ring.
+#[test]
+fn the_example_leaves_the_built_in_tools_alone() -> Result<()> {
+    let path = sa_tests::root().join("device/examples/tools.toml");
+    let file: toml::Table = fs::read_to_string(&path)?.parse()?;
+    let tools = file["tool"].as_table().context("[tool.NAME] tables")?;
+    ensure!(tools.len() > 10, "{} tools", tools.len());
+    let replaced: Vec<_> = tools.keys().filter(|name| BUILT_IN.contains(&name.as_str())).collect();
+    ensure!(replaced.is_empty(), "{replaced:?}");
+    Ok(())
+}
