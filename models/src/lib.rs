@@ -3,6 +3,7 @@
 //! ```text
 //! corpus ──▶ tokenizer ──▶ units ──┬──▶ decoder
 //!                                  └──▶ lm          (train: the shared loop, checkpoints, curves)
+//! rooms ──▶ overlap: who interrupts
 //! ```
 //! Nothing here runs on the device; checkpoints leave through `sa-export`.
 
@@ -11,5 +12,6 @@ pub mod corpus;
 pub mod decoder;
 pub mod lm;
 pub mod lock;
+pub mod overlap;
 pub mod tokenizer;
 pub mod train;

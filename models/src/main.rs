@@ -1,4 +1,4 @@
-//! `sa-align`: makes the corpus and trains the three networks.
+//! `sa-align`: makes the corpus and trains the networks.
 
 use clap::{Parser, Subcommand};
 
@@ -22,6 +22,8 @@ enum Command {
     Decoder(sa_models::decoder::cli::Args),
     /// Train the group language model
     Lm(sa_models::lm::cli::Args),
+    /// Train the detector of a user who speaks over the agent (rooms to device/src/hearing/overlap.safetensors)
+    Overlap(sa_models::overlap::cli::Args),
 }
 
 fn main() -> std::process::ExitCode {
@@ -30,6 +32,7 @@ fn main() -> std::process::ExitCode {
         Command::Tokenizer(args) => sa_models::tokenizer::cli::run(args),
         Command::Decoder(args) => sa_models::decoder::cli::run(args),
         Command::Lm(args) => sa_models::lm::cli::run(args),
+        Command::Overlap(args) => sa_models::overlap::cli::run(args),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -1,12 +1,8 @@
-//! Does somebody speak? `earshot` scores frames of 16 ms; this makes beginnings and ends of them.
+//! Does somebody speak? Beginnings and ends of it, from frames that say yes or no.
 //!
-//! While the program speaks, the user is looked for twice. Where the canceller suppresses what is left of the echo, nothing is
-//! left that could be taken for a voice, but often nothing of the user's first words either. Where it only subtracts the echo it
-//! expects, the user is all there, over a rest of the echo that is as far below the microphone as the canceller is good: a voice
-//! that stands out from what it usually leaves is probably the user's. In a room of 250 ms of reverberation the answer stops 110 ms after the
-//! user's first sound (median of 208; 140 for nine in ten); with the first alone it was 200, and 550 for one in ten.
-//!
-//! Probably: so far it is a suspicion, which holds the answer. It is sure as soon as the voice goes on while the program is silent.
+//! While the program is silent, `earshot` scores windows of 16 ms. While it speaks, a network that knows what was played does
+//! ([`super::Overlap`]). What that takes for the user may still be the program's own voice: so far it is a suspicion, which holds the answer. It is sure
+//! as soon as the voice goes on while the program is silent.
 
 use std::time::Duration;
 
@@ -32,41 +28,15 @@ pub struct ActivitySettings {
     pub end_windows: u32,
     /// Softer windows (dB below full scale) are never voice.
     pub floor_dbfs: f32,
-    /// Score that is enough while the program speaks, where it also has to stand out.
+    /// How sure the network must be, 0 to 1, that the user speaks while the program does.
     pub over_score: f32,
-    /// Where less than this (in dB) of the microphone is left after echo cancellation, it was the program's own voice.
-    pub left_db: f32,
-    /// By how many dB a voice stands out from what cancellation usually leaves.
-    pub above_db: f32,
-    /// By how many dB something of it has to be left even after suppression: a canceller that has lost the room leaves much before, and
-    /// nothing after.
-    pub rest_above_db: f32,
 }
 
 /// Windows of voice after the program has become silent that make a suspicion sure.
 const SURE: u32 = 3;
-/// How much of the microphone is left after cancellation until that is known, in dB.
-const LEFT_AT_FIRST: f32 = -6.0;
-/// What suppression leaves until that is known, in dB of full scale.
-const REST_AT_FIRST: f32 = -60.0;
-/// Share of a window in the average of it.
-const LEFT_SHARE: f32 = 0.03;
-/// Windows of the microphone that are louder tell something of it, in dB below full scale.
-const LEFT_FLOOR: f32 = -45.0;
-
 impl Default for ActivitySettings {
     fn default() -> Self {
-        Self {
-            begin_score: 0.6,
-            end_score: 0.35,
-            begin_windows: 2,
-            end_windows: 8,
-            floor_dbfs: -50.0,
-            over_score: 0.4,
-            left_db: -14.0,
-            above_db: 8.0,
-            rest_above_db: 1.0,
-        }
+        Self { begin_score: 0.6, end_score: 0.35, begin_windows: 2, end_windows: 8, floor_dbfs: -50.0, over_score: 0.7 }
     }
 }
 
@@ -92,44 +62,21 @@ pub enum Own {
     Silent,
 }
 
-/// What is heard: the same everywhere while the program is silent.
+/// What is heard.
 #[derive(Debug, Clone, Copy)]
 pub struct Heard<'a> {
-    /// The microphone.
-    pub microphone: &'a [f32],
-    /// The microphone less the echo that is expected.
-    pub open: &'a [f32],
-    /// The same with the rest of the echo suppressed.
-    pub clean: &'a [f32],
+    /// The microphone, less the echo that is expected where there is any.
+    pub samples: &'a [f32],
     /// Is the program's own voice in it?
     pub own: Own,
+    /// How sure it is that the user speaks, 0 to 1, where the program's own voice is in it.
+    pub over: f32,
 }
 
 impl<'a> Heard<'a> {
     /// A room in which only others speak.
     pub fn direct(samples: &'a [f32]) -> Self {
-        Self { microphone: samples, open: samples, clean: samples, own: Own::Silent }
-    }
-}
-
-/// One signal in windows.
-struct Signal {
-    detector: Box<Detector>,
-    window: Vec<f32>,
-    score: f32,
-    energy: f32,
-}
-
-impl Signal {
-    fn new() -> Self {
-        Self { detector: Detector::default_boxed(), window: Vec::with_capacity(WINDOW), score: 0.0, energy: 0.0 }
-    }
-
-    /// Scores the window and begins the next.
-    fn window(&mut self) {
-        self.energy = decibel(&self.window);
-        self.score = self.detector.predict_f32(&self.window);
-        self.window.clear();
+        Self { samples, own: Own::Silent, over: 0.0 }
     }
 }
 
@@ -141,9 +88,9 @@ fn decibel(samples: &[f32]) -> f32 {
 /// Follows what is heard.
 pub struct Activity {
     settings: ActivitySettings,
-    open: Signal,
-    clean: Signal,
-    microphone: Vec<f32>,
+    detector: Box<Detector>,
+    window: Vec<f32>,
+    score: f32,
     /// Samples taken in.
     taken: u64,
     speaking: bool,
@@ -155,30 +102,22 @@ pub struct Activity {
     streak: u32,
     /// Where the streak began.
     streak_from: u64,
-    /// What cancellation usually leaves, in dB of the microphone.
-    left: f32,
-    /// What suppression usually leaves, in dB of full scale.
-    rest: f32,
 }
 
 impl Activity {
     /// Hears silence so far.
     pub fn new(settings: ActivitySettings) -> Self {
-        let microphone = Vec::with_capacity(WINDOW);
-        let (open, clean) = (Signal::new(), Signal::new());
         Self {
             settings,
-            open,
-            clean,
-            microphone,
+            detector: Detector::default_boxed(),
+            window: Vec::with_capacity(WINDOW),
+            score: 0.0,
             taken: 0,
             speaking: false,
             sure: None,
             began: Duration::ZERO,
             streak: 0,
             streak_from: 0,
-            left: LEFT_AT_FIRST,
-            rest: REST_AT_FIRST,
         }
     }
 
@@ -189,58 +128,29 @@ impl Activity {
 
     /// The score of the last window, 0 to 1.
     pub fn score(&self) -> f32 {
-        self.open.score
-    }
-
-    /// What echo cancellation usually leaves of the microphone, in dB.
-    pub fn left_db(&self) -> f32 {
-        self.left
+        self.score
     }
 
     /// Takes in samples at 16 kHz. Times count from the first sample ever.
     pub fn step(&mut self, heard: Heard) -> Option<Change> {
         let mut change = None;
-        for ((microphone, open), clean) in heard.microphone.iter().zip(heard.open).zip(heard.clean) {
-            self.microphone.push(*microphone);
-            self.open.window.push(open.clamp(-1.0, 1.0));
-            self.clean.window.push(clean.clamp(-1.0, 1.0));
+        for sample in heard.samples {
+            self.window.push(sample.clamp(-1.0, 1.0));
             self.taken += 1;
-            if self.microphone.len() == WINDOW {
-                change = self.window(heard.own).or(change);
+            if self.window.len() == WINDOW {
+                change = self.window(heard.own, heard.over).or(change);
             }
         }
         change
     }
 
-    fn window(&mut self, own: Own) -> Option<Change> {
-        let echo = own != Own::Silent;
-        self.open.window();
-        self.clean.window();
-        let microphone = decibel(&self.microphone);
-        self.microphone.clear();
-        let settings = &self.settings;
-        let left = self.open.energy - microphone;
-        let loud = self.open.energy >= settings.floor_dbfs;
-        let threshold = match (self.speaking, echo) {
-            (_, true) => settings.over_score,
-            (true, false) => settings.end_score,
-            (false, false) => settings.begin_score,
-        };
-        let voice = if echo {
-            let stands_out = left > settings.left_db.max(self.left + settings.above_db)
-                && self.clean.energy > self.rest + settings.rest_above_db
-                && loud
-                && self.open.score >= threshold;
-            let remains = self.clean.energy >= settings.floor_dbfs && self.clean.score >= threshold;
-            if !remains && microphone > LEFT_FLOOR {
-                // A canceller that has lost the room leaves much, which must not be taken for a voice for ever.
-                let share = if stands_out { LEFT_SHARE / 3.0 } else { LEFT_SHARE };
-                self.left += share * (left.min(0.0) - self.left);
-                self.rest += share * (self.clean.energy - self.rest);
-            }
-            stands_out || remains
-        } else {
-            loud && self.open.score >= threshold
+    fn window(&mut self, own: Own, over: f32) -> Option<Change> {
+        let loud = decibel(&self.window) >= self.settings.floor_dbfs;
+        self.score = self.detector.predict_f32(&self.window);
+        self.window.clear();
+        let voice = match own {
+            Own::Silent => loud && self.score >= if self.speaking { self.settings.end_score } else { self.settings.begin_score },
+            _ => over >= self.settings.over_score,
         };
         self.follow(voice, own)
     }

@@ -6,6 +6,7 @@
 
 mod activity;
 mod echo;
+mod overlap;
 #[cfg(test)]
 mod tests;
 
@@ -14,70 +15,67 @@ use std::time::Duration;
 
 pub use activity::{Activity, ActivitySettings, Change, Heard, Own};
 pub use echo::Echo;
+pub use overlap::{Bands, FEATURES, Front, Overlap, Signals};
 
 use crate::audio::SAMPLE_RATE;
 use crate::audio::live::{FRAME, FRAMES_PER_SECOND, Frame};
 
 /// Seconds that can be heard again: the longest question, and what lay before it.
 const MEMORY: usize = 40;
-/// Frames after the last sound of the program until its echo is gone: device buffers, the way through the room, reverberation.
-const ECHO_TAIL: u32 = 45;
-/// Frames after it until the echo is too faint to be taken for a voice.
+/// Frames after the program's last sound until the echo is too faint to be taken for a voice.
 const GONE: u32 = 20;
-/// Softer frames of the program are silence.
-const SILENT: f32 = 1e-4;
 
 /// All of the hearing before the model.
 pub struct Hearing {
-    echo: Echo,
+    front: Front,
+    bands: Bands,
+    overlap: Overlap,
     activity: Activity,
     /// What the model would hear, newest last.
     memory: VecDeque<f32>,
     frames: u64,
-    /// Frames since the program was last audible.
-    silent_for: u32,
-    microphone_before: Frame,
 }
 
 impl Hearing {
     /// Hears nothing so far.
     pub fn new(settings: ActivitySettings) -> Self {
+        Self::with(settings, Overlap::shipped())
+    }
+
+    /// The same with other weights.
+    pub fn with(settings: ActivitySettings, overlap: Overlap) -> Self {
         Self {
-            echo: Echo::new(),
+            front: Front::default(),
+            bands: Bands::default(),
+            overlap,
             activity: Activity::new(settings),
             memory: VecDeque::with_capacity(MEMORY * SAMPLE_RATE as usize + FRAME),
             frames: 0,
-            silent_for: u32::MAX,
-            microphone_before: [0.0; FRAME],
         }
     }
 
     /// Takes in a frame of the microphone and the frame that was played with it (silence if none was).
     pub fn step(&mut self, microphone: &Frame, played: &Frame) -> Option<Change> {
-        let loud = played.iter().any(|sample| sample.abs() > SILENT);
-        self.silent_for = if loud { 0 } else { self.silent_for.saturating_add(1) };
-        let (mut clean, mut open) = ([0.0; FRAME], [0.0; FRAME]);
-        self.echo.step(microphone, played, &mut clean, &mut open);
-        // The cancelled signal is half a block late; the microphone waits for it, so that changing over leaves no gap.
-        let late = Echo::delay();
-        let mut direct = [0.0; FRAME];
-        direct[..late].copy_from_slice(&self.microphone_before[FRAME - late..]);
-        direct[late..].copy_from_slice(&microphone[..FRAME - late]);
-        self.microphone_before = *microphone;
+        let signals = self.front.step(microphone, played);
+        let over = self.overlap.step(&self.bands.step(&signals));
         let echo = self.echoes();
-        let heard = if echo { &open } else { &direct };
+        let samples = if echo { &signals.open } else { &signals.microphone };
         if self.memory.len() + FRAME > MEMORY * SAMPLE_RATE as usize {
             self.memory.drain(..FRAME);
         }
-        self.memory.extend(heard);
+        self.memory.extend(samples);
         self.frames += 1;
-        let own = if self.silent_for < GONE { Own::Speaks } else { Own::Fades };
-        self.activity.step(if echo { Heard { microphone: &direct, open: &open, clean: &clean, own } } else { Heard::direct(&direct) })
+        let own = match self.front.silent_for() {
+            Some(frames) if echo && frames < GONE => Own::Speaks,
+            Some(_) if echo => Own::Fades,
+            _ => Own::Silent,
+        };
+        self.activity.step(Heard { samples, own, over })
     }
 
     /// Is the program's own voice, or its echo, in the room?
     pub fn echoes(&self) -> bool {
-        self.silent_for < ECHO_TAIL
+        self.front.echoes()
     }
 
     /// The time of the newest sample, since the first.
@@ -94,7 +92,7 @@ impl Hearing {
 
     /// The echo canceller, for reports.
     pub fn echo(&self) -> &Echo {
-        &self.echo
+        self.front.echo()
     }
 
     /// The voice detector, for reports.

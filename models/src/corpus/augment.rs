@@ -118,7 +118,7 @@ pub enum Noise {
 pub const NOISES: [Noise; 6] = [Noise::White, Noise::Pink, Noise::Brown, Noise::Hum, Noise::Babble, Noise::Music];
 
 /// Mean square of the loud half of 20 ms frames: speech level that does not depend on the pauses.
-fn level(samples: &[f32]) -> f32 {
+pub fn level(samples: &[f32]) -> f32 {
     let mut powers: Vec<f32> =
         samples.chunks(320).map(|frame| frame.iter().map(|sample| sample * sample).sum::<f32>() / frame.len() as f32).collect();
     powers.sort_by(f32::total_cmp);

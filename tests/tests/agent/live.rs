@@ -59,6 +59,8 @@ pub struct Bench {
     pub states: Vec<State>,
     /// How often the wake phrase was heard.
     pub woken: usize,
+    /// The longest stall of the program during the last interruption, in seconds.
+    pub stalled: f64,
 }
 
 impl Bench {
@@ -71,7 +73,15 @@ impl Bench {
         let mut settings = LiveSettings::default();
         change(&mut settings);
         let conversation = Conversation::new(device, Mind::here(agent), settings, Volume::default());
-        let mut bench = Self { conversation, turns: Vec::new(), endpoints: Vec::new(), problems: Vec::new(), states: Vec::new(), woken: 0 };
+        let mut bench = Self {
+            conversation,
+            turns: Vec::new(),
+            endpoints: Vec::new(),
+            problems: Vec::new(),
+            states: Vec::new(),
+            woken: 0,
+            stalled: 0.0,
+        };
         bench.run(1.0);
         bench
     }
@@ -147,11 +157,14 @@ impl Bench {
         self.conversation.device().say(&voice[onset * 160..]);
         self.conversation.device().take_loudness();
         let started = self.conversation.device().now();
-        let mut silent = 0;
+        let (mut silent, mut before) = (0, started);
+        self.stalled = 0.0;
         loop {
             self.frame();
-            silent = if self.conversation.device().take_loudness() < 1e-3 { silent + 1 } else { 0 };
             let now = self.conversation.device().now();
+            self.stalled = self.stalled.max(now - before - 0.01);
+            before = now;
+            silent = if self.conversation.device().take_loudness() < 1e-3 { silent + 1 } else { 0 };
             // 150 ms of silence are not a pause between two words.
             if silent >= 15 {
                 return Some(now - started - 0.15);

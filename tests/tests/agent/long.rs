@@ -17,6 +17,8 @@ use super::live::{Bench, agent, in_file_mode, nano};
 
 /// What interruption is late, in seconds.
 const LATE: f64 = 0.2;
+/// From this many seconds on, an interruption was late because the program stood still: there was nobody to notice it.
+const STALL: f64 = 0.05;
 /// By how many percentage points live may be worse than file mode.
 const WORSE: f64 = 3.0;
 /// By how much memory may grow after the first ten minutes, in MB.
@@ -64,6 +66,8 @@ struct Tally {
     into_right: usize,
     into_right_in_file_mode: usize,
     caught: Vec<f64>,
+    /// Late interruptions during which the program was made to stand still.
+    stalled: usize,
     /// Questions into an answer that paused it at most.
     missed: Vec<String>,
     doors: usize,
@@ -130,7 +134,11 @@ fn a_long_conversation() {
                 if let (Some(seconds), true) = (seconds, bench.listens(1.0)) {
                     if seconds > LATE {
                         let at = bench.conversation.device().now();
-                        println!("  {:.3} s until {} was noticed, {wait:.2} s into an answer, at {at:.1} s", seconds, other.name);
+                        println!(
+                            "  {seconds:.3} s until {} was noticed, {wait:.2} s into an answer, at {at:.1} s; the program stood still for {:.2} s",
+                            other.name, bench.stalled
+                        );
+                        tally.stalled += usize::from(bench.stalled >= STALL);
                     }
                     tally.caught.push(seconds);
                     next = Some(other);
@@ -204,11 +212,12 @@ fn a_long_conversation() {
     println!("the end of a question is noticed after {:.0} ms (median)", tally.endpoints[tally.endpoints.len() / 2]);
     let in_time = tally.caught.iter().filter(|seconds| **seconds <= LATE).count();
     println!(
-        "barge-in: {} times, median {:.3} s, 90 % {:.3} s, slowest {:.3} s; {in_time} within {LATE} s; missed {:?}",
+        "barge-in: {} times, median {:.3} s, 90 % {:.3} s, slowest {:.3} s; {in_time} within {LATE} s, {} of the others in a stall; missed {:?}",
         tally.caught.len(),
         caught(0.5),
         caught(0.9),
         caught(1.0),
+        tally.stalled,
         tally.missed
     );
     println!("memory since the tenth minute: {grown:?} MB; {:?}", Duplex::counts(bench.conversation.device()));
@@ -216,7 +225,10 @@ fn a_long_conversation() {
     assert_eq!(bench.conversation.timeouts(), Default::default(), "no state was left by its timeout");
     assert!(tally.held * 50 <= tally.answered, "{} answers were held although nobody spoke", tally.held);
     assert_eq!(tally.unasked, 0, "turns that nobody asked for");
+    let (right, in_file_mode) = (tally.right + tally.into_right, tally.right_in_file_mode + tally.into_right_in_file_mode);
+    assert!(percent(right, tally.asked) + WORSE >= percent(in_file_mode, tally.asked), "{right} understood, {in_file_mode} in file mode");
     assert!(percent(tally.right, plain) + WORSE >= percent(tally.right_in_file_mode, plain));
+    assert!(speed > 1.0 && tally.turns as f64 >= 300.0 * (simulated / 3600.0).floor(), "{} turns, {speed} times real time", tally.turns);
     assert!(grown.is_none_or(|grown| grown <= GROWTH), "memory grew by {grown:?} MB");
     assert!(tally.missed.is_empty(), "{} interruptions were missed", tally.missed.len());
     // Every one is the bar; the program itself is made to stall now and then, and a few voices begin too softly.

@@ -9,6 +9,7 @@ mod field;
 mod layers;
 mod live;
 mod long;
+mod overlap;
 mod resources;
 mod streaming;
 mod tools;

@@ -25,6 +25,8 @@ pub struct Room {
     pub drift_ppm: f64,
     /// Level of the echo against what is played, in dB.
     pub echo_db: f64,
+    /// How the loudspeaker distorts: it plays `tanh(d x) / d`; 0 for not at all.
+    pub distortion: f64,
     /// Seconds until the echo has faded by 60 dB.
     pub reverberation: f64,
     /// Seconds from the speaker to the microphone, buffers of the device included.
@@ -47,6 +49,7 @@ impl Default for Room {
             speaker_rate: 44_100,
             drift_ppm: 100.0,
             echo_db: -8.0,
+            distortion: 0.0,
             reverberation: 0.25,
             delay: 0.03,
             noise_dbfs: -65.0,
@@ -207,7 +210,9 @@ impl SimDevice {
         let (slope, bend) = ((c - a) * 0.5, a - 2.5 * b + 2.0 * c - 0.5 * d);
         let twist = (d - a) * 0.5 + (b - c) * 1.5;
         self.past.pop_front();
-        self.past.push_back(((twist * part + bend) * part + slope) * part + b);
+        let sample = ((twist * part + bend) * part + slope) * part + b;
+        let distortion = self.room.distortion as f32;
+        self.past.push_back(if distortion > 0.0 { (distortion * sample).tanh() / distortion } else { sample });
         let newest = self.past.len() - 1;
         self.reflections.iter().map(|(delay, gain)| self.past[newest - delay] * gain).sum()
     }
