@@ -69,6 +69,8 @@ pub enum Input {
         /// Is there something to answer?
         understood: bool,
     },
+    /// The agent has something to say that nobody asked for, and it is being made. Not while anybody has the word: then nothing happens.
+    Say,
     /// The first sample of the answer is played.
     PlaybackStarted,
     /// The last sample of the answer was played.
@@ -120,7 +122,7 @@ pub struct Timeouts {
 }
 
 /// The state machine.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Turns {
     settings: TurnSettings,
     state: State,
@@ -131,6 +133,8 @@ pub struct Turns {
     voice: Option<Time>,
     /// It may be the agent's own.
     suspected: bool,
+    /// It held the answer for as long as it may without becoming sure: until it ends, or is sure, it does not count.
+    dismissed: bool,
     silent_since: Time,
     /// The voice that is heard has been dealt with: it begins no question, but may still interrupt.
     spent: bool,
@@ -141,6 +145,8 @@ pub struct Turns {
     key: bool,
     /// In `Thinking`: has the question been read to its end?
     read: bool,
+    /// When the answer began to be heard.
+    audible: Time,
     forgotten: bool,
     timeouts: Timeouts,
 }
@@ -155,6 +161,7 @@ impl Turns {
             entered: now,
             voice: None,
             suspected: false,
+            dismissed: false,
             silent_since: now,
             spent: false,
             question: now,
@@ -162,6 +169,7 @@ impl Turns {
             complete: None,
             key: false,
             read: false,
+            audible: now,
             forgotten: true,
             timeouts: Timeouts::default(),
         }
@@ -193,7 +201,7 @@ impl Turns {
                 }
             }
             Input::SpeechStarted { since } => {
-                self.suspected = false;
+                (self.suspected, self.dismissed) = (false, false);
                 // It was not complete, or is not any more.
                 self.complete = None;
                 if self.voice.is_none() {
@@ -203,7 +211,7 @@ impl Turns {
             Input::SpeechEnded { at } => {
                 if let Some(since) = self.voice.take() {
                     self.silent_since = at.clamp(since, self.now);
-                    self.spent = false;
+                    (self.spent, self.dismissed) = (false, false);
                     self.voiced += self.silent_since - since;
                 }
             }
@@ -221,8 +229,18 @@ impl Turns {
                 (State::Thinking, false) => self.enter(State::Idle),
                 _ => {}
             },
+            Input::Say => {
+                if self.state == State::Idle {
+                    self.enter(State::Thinking);
+                    // There is no question that a voice could go on with.
+                    self.read = true;
+                }
+            }
             Input::PlaybackStarted => match self.state {
-                State::Thinking => self.enter(State::Speaking),
+                State::Thinking => {
+                    self.audible = self.now;
+                    self.enter(State::Speaking);
+                }
                 State::Speaking | State::Interrupted => {}
                 // Too late: nobody waits for it any more.
                 State::Idle | State::Listening => add(&mut actions, Action::Silence),
@@ -288,12 +306,13 @@ impl Turns {
                 }
             }
             State::Speaking => {
-                if self.settings.speaking.barge_in && lasts(self.settings.speaking.pause_after) {
-                    add(actions, Action::Pause);
-                    self.enter(State::Interrupted);
-                } else if age >= self.settings.speaking.timeout {
+                // Pauses included, and first: an answer that is paused over and over comes to an end too.
+                if self.now.saturating_sub(self.audible) >= self.settings.speaking.timeout {
                     self.timeouts.speaking += 1;
                     self.give_up(actions);
+                } else if self.settings.speaking.barge_in && !self.dismissed && lasts(self.settings.speaking.pause_after) {
+                    add(actions, Action::Pause);
+                    self.enter(State::Interrupted);
                 }
             }
             State::Interrupted => {
@@ -304,6 +323,7 @@ impl Turns {
                     add(actions, Action::Cut);
                     self.listen(since, actions);
                 } else if late || (self.voice.is_none() && silence >= self.settings.interrupted.resume_after) {
+                    self.dismissed = self.voice.is_some();
                     add(actions, Action::Resume);
                     self.enter(State::Speaking);
                 }

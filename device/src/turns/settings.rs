@@ -95,7 +95,7 @@ pub struct Speaking {
     /// Voice of this length pauses the answer: shorter is a cough or a door.
     #[serde(rename = "pause_after_ms", deserialize_with = "milliseconds")]
     pub pause_after: Duration,
-    /// The longest answer.
+    /// The longest answer, pauses included.
     #[serde(rename = "timeout_ms", deserialize_with = "milliseconds")]
     pub timeout: Duration,
 }

@@ -136,15 +136,52 @@ fn a_suspicion_pauses_and_no_more() {
     assert_eq!((bench.turns.state(), bench.took()), (State::Interrupted, vec![Action::Pause]));
     bench.input(Input::SpeechStarted { since: bench.now });
     assert_eq!(bench.took(), [Action::Cut, Action::Begin { since: since - Interrupted::default().before }], "the user's since it began");
-    // Never sure: the answer goes on when the state ends.
+    // Never sure: the answer goes on when the state ends, and is not paused again for the same.
     let mut bench = Bench::new(TurnSettings::default());
     let since = bench.speaking().now;
     bench.input(Input::SpeechSuspected { since }).wait(3030);
     assert_eq!(bench.took(), [Action::Pause, Action::Resume]);
+    assert_eq!(bench.wait(20_000).took(), []);
+    // The next one counts again, and so does this one as soon as it is sure.
+    let mut sure = Bench { turns: bench.turns.clone(), now: bench.now, done: vec![] };
+    sure.input(Input::SpeechStarted { since }).wait(10);
+    assert!(matches!(sure.took()[..], [Action::Pause, Action::Cut, Action::Begin { .. }]));
+    let at = bench.now;
+    bench.input(Input::SpeechEnded { at }).input(Input::SpeechSuspected { since: at }).wait(30);
+    assert_eq!(bench.took(), [Action::Pause]);
     // Alone it begins nothing.
     let mut bench = Bench::new(TurnSettings::default());
     bench.input(Input::SpeechSuspected { since: bench.now }).wait(1000);
     assert_eq!((bench.turns.state(), bench.took()), (State::Idle, vec![]));
+}
+
+/// Coughs that pause an answer over and over do not make it longer than it may be.
+#[test]
+fn pauses_belong_to_the_answer() {
+    let mut bench = Bench::new(TurnSettings::default());
+    bench.speaking();
+    let began = bench.now;
+    while bench.turns.state() != State::Idle {
+        bench.voice(200).wait(500);
+        assert!(bench.now - began < ms(62_000), "it goes on for ever");
+    }
+    assert_eq!((bench.done.last(), bench.turns.timeouts().speaking), (Some(&Action::Cut), 1));
+}
+
+/// What nobody asked for waits until nobody has the word, and whoever speaks takes it.
+#[test]
+fn something_to_say_goes_like_an_answer() {
+    let mut bench = Bench::new(TurnSettings::default());
+    bench.input(Input::Say).wait(300);
+    assert_eq!((bench.turns.state(), bench.took()), (State::Thinking, vec![]));
+    bench.input(Input::PlaybackStarted).wait(500);
+    assert_eq!((bench.turns.state(), bench.took()), (State::Speaking, vec![]));
+    assert_eq!(bench.input(Input::Say).input(Input::PlaybackFinished).took(), []);
+    assert_eq!(bench.turns.state(), State::Idle, "once");
+    let since = bench.input(Input::Say).now;
+    bench.input(Input::SpeechStarted { since }).wait(100);
+    assert_eq!(bench.took(), [Action::Abandon, Action::Begin { since: since - Idle::default().before }]);
+    assert_eq!(bench.input(Input::Say).turns.state(), State::Listening);
 }
 
 #[test]
@@ -239,7 +276,7 @@ impl World {
 
 fn random_input(random: &mut Random, now: Time) -> Input {
     let ago = ms(random.below(300));
-    match random.below(14) {
+    match random.below(15) {
         0..2 => Input::SpeechStarted { since: now.saturating_sub(ago) },
         2 => Input::SpeechSuspected { since: now.saturating_sub(ago) },
         3..6 => Input::SpeechEnded { at: now.saturating_sub(ago) },
@@ -249,7 +286,8 @@ fn random_input(random: &mut Random, now: Time) -> Input {
         10 => Input::PlaybackFinished,
         11 => [Input::Failed, Input::StopWord][random.below(2) as usize],
         12 => Input::KeyDown,
-        _ => Input::KeyUp,
+        13 => Input::KeyUp,
+        _ => Input::Say,
     }
 }
 
@@ -264,23 +302,38 @@ fn longest(settings: &TurnSettings, state: State) -> Duration {
     }
 }
 
-/// Any events in any order, sparse and dense: no state lasts longer than its timeout, the agent never speaks over a user for
-/// longer than the limit, actions fit together, and when all is quiet it listens again.
+/// The longest from a question's end until the agent listens again, whatever it does meanwhile.
+fn longest_answer(settings: &TurnSettings) -> Duration {
+    settings.thinking.timeout + settings.speaking.timeout + settings.interrupted.timeout + 3 * TICK
+}
+
+/// Any events in any order, sparse and dense, with keys and voices that never end: no state lasts longer than its timeout and no answer
+/// longer than all of them, the agent never speaks over a user for longer than the limit, actions fit together, and when all is quiet it
+/// listens again.
 #[test]
 fn whatever_happens_it_listens_again() {
     let mut visited = [0u32; 5];
     for seed in 1..=400u64 {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let settings = TurnSettings { push_to_talk: seed % 8 == 0, ..TurnSettings::default() };
+        let mut settings = TurnSettings { push_to_talk: seed % 8 == 0, ..TurnSettings::default() };
+        settings.speaking.barge_in = seed % 5 != 0;
+        // A key that stays down, a voice that does not end.
+        let (key_sticks, voice_stays) = (seed % 7 == 0, seed % 11 == 0);
         let limit = settings.speaking.pause_after + TICK;
         let mut turns = Turns::new(settings.clone(), Duration::ZERO);
         let mut world = World::default();
         let (mut now, mut entered, mut state) = (Duration::ZERO, Duration::ZERO, State::Idle);
+        // Since when there has been an answer, or something to say.
+        let mut answering = None;
         // From one event in 30 ms to one in ten seconds.
         let rarity = [3, 30, 200, 1000][(seed % 4) as usize];
         for step in 0..6000 {
             now += TICK;
-            let input = if random.below(rarity) == 0 { random_input(&mut random, now) } else { Input::Tick };
+            let input = match if random.below(rarity) == 0 { random_input(&mut random, now) } else { Input::Tick } {
+                Input::KeyUp if key_sticks => Input::Tick,
+                Input::SpeechEnded { .. } if voice_stays => Input::Tick,
+                input => input,
+            };
             match input {
                 Input::SpeechStarted { .. } => world.user = true,
                 Input::SpeechEnded { .. } => world.user = false,
@@ -297,27 +350,41 @@ fn whatever_happens_it_listens_again() {
             if matches!(input, Input::Read { understood: false }) && before == State::Thinking {
                 world.work = false;
             }
+            if input == Input::Say && before == State::Idle {
+                (world.work, world.asked) = (true, true);
+            }
             world.follow(&actions);
             visited[turns.state() as usize] += 1;
-            if turns.state() != state || !actions.is_empty() {
+            if turns.state() != state {
                 (state, entered) = (turns.state(), now);
             }
+            let answers = !matches!(state, State::Idle | State::Listening);
+            answering = answers.then(|| answering.filter(|_| !actions.contains(&Action::Answer)).unwrap_or(now));
+            let answer = answering.map_or(Duration::ZERO, |since| now - since);
+            assert!(answer <= longest_answer(&settings), "seed {seed}, step {step}: {answer:?} until it listens again");
             assert!(now - entered <= longest(&settings, state), "seed {seed}, step {step}: {state:?} since {entered:?}");
             assert_eq!(world.audible, state == State::Speaking, "seed {seed}, step {step}");
             assert_eq!(world.paused, state == State::Interrupted, "seed {seed}, step {step}");
             world.both = (world.user && world.audible).then(|| world.both.unwrap_or(now));
             let both = world.both.map_or(Duration::ZERO, |since| now - since);
-            assert!(settings.push_to_talk || both <= limit, "seed {seed}, step {step}: both speak for {both:?}");
+            let interrupts = settings.speaking.barge_in && !settings.push_to_talk;
+            assert!(!interrupts || both <= limit, "seed {seed}, step {step}: both speak for {both:?}");
         }
-        // Quiet: nobody speaks, no key, no answer comes.
-        turns.step(now, Input::KeyUp);
-        turns.step(now, Input::SpeechEnded { at: now });
+        // Quiet: nobody speaks, no key (but for what never ends), no answer comes.
+        if !key_sticks {
+            turns.step(now, Input::KeyUp);
+        }
+        if !voice_stays {
+            turns.step(now, Input::SpeechEnded { at: now });
+        }
         let quiet = now;
         while turns.state() != State::Idle {
             now += TICK;
             turns.step(now, Input::Tick);
             assert!(now - quiet < ms(130_000), "seed {seed}: stuck in {:?}", turns.state());
         }
+        turns.step(now, Input::KeyUp);
+        turns.step(now, Input::SpeechEnded { at: now });
         let opened = if settings.push_to_talk { Input::KeyDown } else { Input::SpeechStarted { since: now } };
         assert!(matches!(turns.step(now, opened)[..], [Action::Begin { .. }]), "seed {seed}: it listens again");
     }
