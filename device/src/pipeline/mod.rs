@@ -51,8 +51,8 @@ pub enum AgentError {
     /// See [`AudioError`].
     #[error(transparent)]
     Audio(#[from] AudioError),
-    /// The decoder's thread is gone; a defect.
-    #[error("the voice stopped")]
+    /// The decoder's thread is gone, a defect: open the agent anew.
+    #[error("the thread that makes the voice died")]
     VoiceStopped,
 }
 
@@ -374,7 +374,9 @@ impl Agent {
 
     /// Puts the turn into the history and the history into the cache, as compact text in place of what was heard.
     fn remember(&mut self, turn: &Turn) -> Result<(), AgentError> {
-        self.tools.said(&turn.reply_text);
+        if !turn.reply_text.is_empty() {
+            self.tools.said(&turn.reply_text);
+        }
         let base = self.history.positions();
         if !self.history.push(turn, &self.text) {
             return self.reread();

@@ -49,6 +49,10 @@ impl Agent {
         turn.reply_text = words.join(" ");
         self.voice.flush()?;
         while let Some(samples) = self.voice.wait()? {
+            if !go_on() {
+                turn.stopped = Stopped::Interrupted;
+                return self.voice.reset();
+            }
             play(&samples, turn, clock, device, listener)?;
         }
         Ok(())

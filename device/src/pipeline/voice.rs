@@ -1,5 +1,7 @@
 //! The decoder in the pipeline: in the same thread, or in one of its own.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -10,8 +12,8 @@ use crate::stage::{Decoder, StageError};
 pub enum Voice {
     /// Decodes when it is asked for samples.
     Here { decoder: Box<Decoder>, made: Option<Vec<f32>> },
-    /// Decodes on a thread of its own, which ends when this is dropped.
-    Thread { orders: Sender<Order>, answers: Receiver<Answer>, busy: Duration, complete: bool },
+    /// Decodes on a thread of its own, which ends when this is dropped. Orders of earlier utterances than `utterance` are passed over.
+    Thread { orders: Sender<(u64, Order)>, answers: Receiver<Answer>, utterance: Arc<AtomicU64>, busy: Duration, complete: bool },
 }
 
 /// What the thread is asked to do.
@@ -39,8 +41,14 @@ impl Voice {
     pub fn on_thread(mut decoder: Decoder) -> Self {
         let (orders, work) = channel();
         let (results, answers) = channel();
+        let utterance = Arc::new(AtomicU64::new(0));
+        let wanted = utterance.clone();
         std::thread::spawn(move || {
-            for order in work {
+            for (of, order) in work {
+                // Not the reset itself, which somebody waits for: it was given last.
+                if of < wanted.load(Relaxed) {
+                    continue;
+                }
                 let mut samples = Vec::new();
                 let done = match &order {
                     Order::Speak(units) => decoder.step(units, &mut samples),
@@ -53,14 +61,18 @@ impl Voice {
                 }
             }
         });
-        Self::Thread { orders, answers, busy: Duration::ZERO, complete: false }
+        Self::Thread { orders, answers, utterance, busy: Duration::ZERO, complete: false }
+    }
+
+    fn order(orders: &Sender<(u64, Order)>, utterance: &AtomicU64, order: Order) -> Result<(), AgentError> {
+        orders.send((utterance.load(Relaxed), order)).map_err(|_| AgentError::VoiceStopped)
     }
 
     /// Speaks units: their samples come by [`Voice::ready`] or [`Voice::wait`].
     pub fn speak(&mut self, units: &[u32]) -> Result<(), AgentError> {
         match self {
             Self::Here { decoder, made } => Ok(decoder.step(units, made.get_or_insert_default())?),
-            Self::Thread { orders, .. } => orders.send(Order::Speak(units.to_vec())).map_err(|_| AgentError::VoiceStopped),
+            Self::Thread { orders, utterance, .. } => Self::order(orders, utterance, Order::Speak(units.to_vec())),
         }
     }
 
@@ -68,7 +80,7 @@ impl Voice {
     pub fn flush(&mut self) -> Result<(), AgentError> {
         match self {
             Self::Here { decoder, made } => Ok(decoder.flush(made.get_or_insert_default())?),
-            Self::Thread { orders, .. } => orders.send(Order::Flush).map_err(|_| AgentError::VoiceStopped),
+            Self::Thread { orders, utterance, .. } => Self::order(orders, utterance, Order::Flush),
         }
     }
 
@@ -103,16 +115,17 @@ impl Voice {
         }
     }
 
-    /// Forgets the utterance and what is left of it.
+    /// Forgets the utterance and what is left of it, without decoding that.
     pub fn reset(&mut self) -> Result<(), AgentError> {
         match self {
             Self::Here { decoder, made } => {
                 *made = None;
                 Ok(decoder.reset()?)
             }
-            Self::Thread { orders, answers, complete, .. } => {
+            Self::Thread { orders, answers, utterance, complete, .. } => {
                 *complete = false;
-                orders.send(Order::Reset).map_err(|_| AgentError::VoiceStopped)?;
+                utterance.fetch_add(1, Relaxed);
+                Self::order(orders, utterance, Order::Reset)?;
                 loop {
                     let answer = answers.recv().map_err(|_| AgentError::VoiceStopped)?;
                     if answer.order == Order::Reset {
