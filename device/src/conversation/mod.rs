@@ -6,60 +6,48 @@
 //! [`Conversation::frame`] is one round of 10 ms; call it for ever. Time is counted in frames of the microphone, so that the same
 //! conversation takes place on a simulated clock as on a real one. [`Happening`] is what it tells.
 
+mod happening;
 mod mind;
+mod notice;
+mod pace;
 mod playback;
 mod ring;
+mod settings;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use happening::{Happening, Waited};
 use heapless::mpmc;
-use serde::{Deserialize, Serialize};
-
 pub use mind::{Mind, Order, Report};
-pub use playback::{Playback, Played};
+pub use pace::Pace;
+pub use playback::{Gaps, Playback, Played};
 pub use ring::Ringer;
+pub use settings::LiveSettings;
 
 use crate::audio::AudioError;
 use crate::audio::live::{Counts, Duplex, FRAME, Frame};
-use crate::hearing::{ActivitySettings, Change, Hearing};
-use crate::pipeline::{Event, Turn};
-use crate::tools::{Due, Volume};
-use crate::turns::{Action, Input, State, Time, Timeouts, TurnSettings, Turns};
-use crate::wake::WakeSettings;
+use crate::hearing::{Change, Hearing};
+use crate::pipeline::Event;
+use crate::tools::Volume;
+use crate::turns::{Action, Input, State, Time, Timeouts, Turns};
 
 /// Silence after which the agent is asked whether the question is complete: the tokenizer is 200 ms late.
 const GUESS_AFTER: Duration = Duration::from_millis(260);
 
-/// Settings of a live conversation: the table `live` of the settings file.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LiveSettings {
-    /// See [`TurnSettings`].
-    pub turns: TurnSettings,
-    /// See [`ActivitySettings`].
-    pub activity: ActivitySettings,
-    /// See [`WakeSettings`].
-    pub wake: WakeSettings,
-    /// The talk key, see [`crate::key::Key`].
-    #[cfg(target_os = "linux")]
-    pub key: Option<crate::key::Key>,
-    /// A question that consists of exactly one of these ends the answer and is not answered.
-    pub stop_words: Vec<String>,
-}
-
-impl Default for LiveSettings {
-    fn default() -> Self {
-        let stop_words = ["stop", "stop it", "stop please", "be quiet", "quiet"].map(str::to_owned).to_vec();
-        Self {
-            turns: TurnSettings::default(),
-            activity: ActivitySettings::default(),
-            wake: WakeSettings::default(),
-            #[cfg(target_os = "linux")]
-            key: None,
-            stop_words,
-        }
-    }
+/// Why a conversation cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConversationError {
+    /// See [`AudioError`].
+    #[error(transparent)]
+    Audio(#[from] AudioError),
+    /// The agent broke down: start the program again.
+    #[error(
+        "the agent broke down and the program has to be started again: {0}; this is a defect: please report it with all that was printed"
+    )]
+    Agent(String),
 }
 
 /// Keys and signals from other threads and signal handlers.
@@ -76,62 +64,6 @@ pub enum Control {
 /// Never waits; a full queue refuses.
 pub type Controls = Arc<mpmc::Queue<Control, 16>>;
 
-/// How long the user waited, in the five parts of the way (milliseconds).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Waited {
-    /// End of the user's voice → the question is taken for over.
-    pub endpoint: f64,
-    /// → first word of the answer.
-    pub first_text: f64,
-    /// → first samples of it.
-    pub first_audio: f64,
-    /// → they are given to the device.
-    pub playback: f64,
-    /// → they are heard, by what waits before them.
-    pub audible: f64,
-    /// All of it: from voice to voice.
-    pub voice_to_voice: f64,
-}
-
-/// What a conversation tells. As JSON: one object, its kind in `event`; events of the agent as they are.
-#[derive(Debug, Clone, Serialize)]
-#[serde(tag = "event", rename_all = "lowercase")]
-pub enum Happening {
-    /// The agent does something else now.
-    State {
-        /// Seconds since the beginning.
-        at_s: f64,
-        state: State,
-    },
-    /// The wake phrase was said.
-    Wake {
-        /// Seconds since the beginning.
-        at_s: f64,
-    },
-    /// The turn is over; `turn` tells what was heard of it.
-    Settled {
-        turn: Box<Turn>,
-        waited_ms: Waited,
-        /// The question as it was heard, 16 kHz; for the field log.
-        #[serde(skip)]
-        question: Vec<i16>,
-    },
-    /// The turn broke off, see [`Turn::problem`]; told as a problem before.
-    Failed {
-        turn: Box<Turn>,
-        /// The question as it was heard, 16 kHz; for the field log.
-        #[serde(skip)]
-        question: Vec<i16>,
-    },
-    /// A timer, an alarm or a reminder.
-    Due(Due),
-    /// Something failed; the conversation goes on.
-    Problem { message: String },
-    /// See [`Event`]; the event `turn` tells what was made, not what was heard.
-    #[serde(untagged)]
-    Agent(Event),
-}
-
 /// See the module.
 pub struct Conversation<D: Duplex> {
     device: D,
@@ -144,6 +76,9 @@ pub struct Conversation<D: Duplex> {
     volume: Volume,
     ringer: Ringer,
     ringing: bool,
+    /// What is to be said unasked, and whether the first of it is being said.
+    notices: VecDeque<String>,
+    notice: bool,
     /// Number of the question; reports on others are out of date.
     question: u64,
     /// Until when questions need no wake phrase.
@@ -152,6 +87,8 @@ pub struct Conversation<D: Duplex> {
     began: Option<Time>,
     needs_phrase: bool,
     woken: bool,
+    /// What is being heard was heard before: the user went on.
+    again: bool,
     /// With a wake phrase: when the last exchange was, until it is forgotten. Talk that is not meant for the agent keeps nothing alive.
     exchanged: Option<Time>,
     /// The state before this frame's inputs, and the one that was told last.
@@ -168,6 +105,9 @@ pub struct Conversation<D: Duplex> {
     guess: bool,
     asked: Instant,
     complained: Counts,
+    /// Does the agent keep up, and did it when that was told last?
+    pace: Pace,
+    paced: Pace,
 }
 
 impl<D: Duplex> Conversation<D> {
@@ -184,11 +124,14 @@ impl<D: Duplex> Conversation<D> {
             volume,
             ringer: Ringer::default(),
             ringing: false,
+            notices: VecDeque::new(),
+            notice: false,
             question: 0,
             awake_until: None,
             began: None,
             needs_phrase: false,
             woken: false,
+            again: false,
             exchanged: None,
             before: State::Idle,
             told: State::Idle,
@@ -199,6 +142,8 @@ impl<D: Duplex> Conversation<D> {
             guess: false,
             asked: Instant::now(),
             complained: Counts::default(),
+            pace: Pace::default(),
+            paced: Pace::default(),
         }
     }
 
@@ -230,8 +175,8 @@ impl<D: Duplex> Conversation<D> {
     /// One round: waits for the next 10 ms of the microphone.
     ///
     /// # Errors
-    /// When the device will not come back, or the agent's thread has died.
-    pub fn frame(&mut self, tell: &mut dyn FnMut(&Happening)) -> Result<(), AudioError> {
+    /// When the device will not come back, or the agent cannot go on.
+    pub fn frame(&mut self, tell: &mut dyn FnMut(&Happening)) -> Result<(), ConversationError> {
         self.before = self.turns.state();
         let mut microphone = [0.0; FRAME];
         self.device.listen(&mut microphone)?;
@@ -239,11 +184,11 @@ impl<D: Duplex> Conversation<D> {
         let mut played = Played::Nothing;
         if self.device.room() {
             played = self.playback.frame(&mut speaker);
-            if played == Played::Nothing {
-                // Whoever speaks, user or agent, is not drowned out.
-                self.ringer.frame(self.ringing && self.before == State::Idle, &mut speaker);
+            let mut gain = self.volume.gain();
+            let rings = played == Played::Nothing && self.ringer.frame(self.ringing, self.before, &mut speaker);
+            if rings || self.notice {
+                gain = gain.max(ring::LEAST_GAIN);
             }
-            let gain = self.volume.gain();
             speaker.iter_mut().for_each(|sample| *sample *= gain);
             self.device.play(&speaker);
         }
@@ -272,6 +217,7 @@ impl<D: Duplex> Conversation<D> {
                 Control::KeyUp => Input::KeyUp,
                 Control::Stop => {
                     self.mind.order(Order::Quiet);
+                    self.notices.clear();
                     Input::StopWord
                 }
             };
@@ -281,6 +227,7 @@ impl<D: Duplex> Conversation<D> {
             self.take(report, tell);
         }
         self.input(Input::Tick);
+        self.give_notice();
         // In pieces of 20 ms, as the tokenizer was built for.
         if self.pushed.is_some_and(|pushed| self.hearing.now() >= pushed + Duration::from_millis(20)) {
             self.push();
@@ -321,6 +268,7 @@ impl<D: Duplex> Conversation<D> {
         match action {
             Action::Begin { since } => {
                 self.question += 1;
+                self.notice = false;
                 self.mind.want(self.question);
                 self.begin_question(since);
                 self.mind.order(Order::Begin { question: self.question, asleep: self.needs_phrase });
@@ -328,6 +276,9 @@ impl<D: Duplex> Conversation<D> {
                 self.push();
             }
             Action::Answer => {
+                if !self.again {
+                    self.pace.late = self.pace.late.max(self.mind.behind());
+                }
                 self.push();
                 self.pushed = None;
                 self.playback.clear();
@@ -355,7 +306,8 @@ impl<D: Duplex> Conversation<D> {
     /// Does a question that begins now need the wake phrase? Not behind an answer or into one, while something rings, or by the key.
     fn begin_question(&mut self, since: Time) {
         // A question that goes on is heard again from its beginning, the phrase included.
-        if self.began.replace(since) != Some(since) {
+        self.again = self.began.replace(since) == Some(since);
+        if !self.again {
             let wanted = self.settings.wake.phrase.is_some();
             // What follows overheard talk is as good as what follows silence.
             let from_rest = self.before == State::Idle || self.asleep();
@@ -378,6 +330,7 @@ impl<D: Duplex> Conversation<D> {
     fn drop_question(&mut self) {
         self.question += 1;
         self.mind.want(0);
+        self.notice = false;
         self.pushed = None;
         self.ending = None;
         self.playback.clear();
@@ -389,13 +342,31 @@ impl<D: Duplex> Conversation<D> {
         let samples = self.hearing.since(pushed);
         self.pushed = Some(self.hearing.now());
         if !samples.is_empty() {
-            self.mind.order(Order::Push(samples));
+            self.mind.order(Order::Push(self.question, samples));
         }
+    }
+
+    /// Says what is to be said unasked, when nobody has the word. It is made as an answer is, and may be interrupted like one.
+    fn give_notice(&mut self) {
+        if self.turns.state() != State::Idle {
+            return;
+        }
+        let Some(text) = self.notices.front().cloned() else { return };
+        self.question += 1;
+        self.mind.want(self.question);
+        self.playback.clear();
+        (self.notice, self.needs_phrase) = (true, false);
+        self.input(Input::Say);
+        self.mind.order(Order::Say(self.question, text));
     }
 
     fn follow_playback(&mut self, played: Played) {
         match played {
             Played::First => {
+                if self.notice {
+                    // One that was interrupted before it began is made again.
+                    self.notices.pop_front();
+                }
                 self.woken = true;
                 self.waited.playback = ms(self.asked.elapsed()) - self.waited.first_audio - self.waited.first_text;
                 self.waited.audible = self.device.latency() * 10.0;
@@ -407,6 +378,7 @@ impl<D: Duplex> Conversation<D> {
         match self.ending {
             Some(0) => {
                 self.ending = None;
+                self.notice = false;
                 self.playback.clear();
                 self.mind.order(Order::Settle(None));
                 self.input(Input::PlaybackFinished);
@@ -444,6 +416,9 @@ impl<D: Duplex> Conversation<D> {
                 if self.waited.first_audio == 0.0 {
                     self.waited.first_audio = (ms(self.asked.elapsed()) - self.waited.first_text).max(0.0);
                 }
+                if self.notice {
+                    self.playback.push(&ring::chime(if samples.is_empty() { ring::WORDLESS } else { 1 }));
+                }
                 self.playback.push(&samples);
             }
             Report::Done(question) if question == self.question => self.playback.complete(),
@@ -452,13 +427,19 @@ impl<D: Duplex> Conversation<D> {
                 if let Some((turn, question)) = turn {
                     tell(&Happening::Failed { turn, question });
                 }
-                if question == self.question {
+                if question == self.question && self.notice {
+                    self.playback.push(&ring::chime(ring::WORDLESS));
+                    self.playback.complete();
+                } else if question == self.question {
                     self.input(Input::Failed);
                 }
             }
             Report::Due(due, problem, ringing) => {
                 self.ringing = ringing;
-                due.into_iter().for_each(|due| tell(&Happening::Due(due)));
+                for due in due {
+                    self.notices.extend(notice::words(&due));
+                    tell(&Happening::Due(due));
+                }
                 if let Some(message) = problem {
                     tell(&Happening::Problem { message });
                 }
@@ -472,6 +453,8 @@ impl<D: Duplex> Conversation<D> {
             }
             // Of a question that nobody asks any more.
             Report::Samples(..) | Report::Done(_) => {}
+            // `Mind::report` makes an error of it.
+            Report::Dead(_) => {}
         }
     }
 
@@ -488,7 +471,7 @@ impl<D: Duplex> Conversation<D> {
         }
     }
 
-    /// Once in ten seconds, says what was lost.
+    /// Once in ten seconds, says what was lost, and whether the agent keeps up.
     fn complain(&mut self, tell: &mut dyn FnMut(&Happening)) {
         if !self.hearing.now().as_millis().is_multiple_of(10_000) {
             return;
@@ -498,6 +481,13 @@ impl<D: Duplex> Conversation<D> {
             tell(&Happening::Problem { message });
         }
         self.complained = counts;
+        let timeouts = self.turns.timeouts();
+        (self.pace.gaps, self.pace.given_up) = (self.playback.gaps(), timeouts.thinking + timeouts.speaking);
+        if let Some(message) = self.pace.complaint(&self.paced) {
+            tell(&Happening::Problem { message });
+        }
+        self.pace.late = Duration::ZERO;
+        self.paced = self.pace;
     }
 }
 

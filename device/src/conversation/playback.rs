@@ -21,12 +21,24 @@ pub enum Played {
     Last,
 }
 
+/// Holes in answers: nothing was there to play, though there was more to come. The agent is slower than its voice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Gaps {
+    pub count: u64,
+    /// Frames of silence in all of them.
+    pub frames: u64,
+}
+
 /// The samples of one answer.
 #[derive(Debug, Default)]
 pub struct Playback {
     waiting: VecDeque<f32>,
-    /// Samples given out.
+    /// Samples given out, and samples of silence given out since.
     given: usize,
+    silent: usize,
+    /// Frames for which nothing was there; a gap as soon as more of the answer comes.
+    missing: u64,
+    gaps: Gaps,
     complete: bool,
     held: bool,
     /// Held a frame ago.
@@ -35,13 +47,22 @@ pub struct Playback {
 }
 
 impl Playback {
-    /// Forgets everything: a new answer may come.
+    /// Forgets everything but the gaps: a new answer may come.
     pub fn clear(&mut self) {
-        *self = Self::default();
+        *self = Self { gaps: self.gaps, ..Self::default() };
+    }
+
+    /// The gaps of all answers.
+    pub fn gaps(&self) -> Gaps {
+        self.gaps
     }
 
     /// Appends samples (16 kHz).
     pub fn push(&mut self, samples: &[f32]) {
+        if !samples.is_empty() && self.missing > 0 {
+            self.gaps.count += 1;
+            self.gaps.frames += std::mem::take(&mut self.missing);
+        }
         self.waiting.extend(samples);
     }
 
@@ -60,9 +81,11 @@ impl Playback {
         self.held = false;
     }
 
-    /// Seconds that were heard, if `latency` frames that were given out have not become sound yet.
+    /// Seconds that were heard, if `latency` frames that were given out have not become sound yet: the silence since the answer was held
+    /// comes last.
     pub fn heard(&self, latency: f64) -> f64 {
-        ((self.given as f64 - latency * FRAME as f64) / f64::from(SAMPLE_RATE)).max(0.0)
+        let unheard = (latency * FRAME as f64 - self.silent as f64).max(0.0);
+        ((self.given as f64 - unheard) / f64::from(SAMPLE_RATE)).max(0.0)
     }
 
     /// The next frame.
@@ -71,6 +94,7 @@ impl Playback {
         let (fade_out, fade_in) = (self.held && !self.was_held, !self.held && self.was_held);
         self.was_held = self.held;
         if self.held && !fade_out {
+            self.silent += FRAME;
             return Played::Nothing;
         }
         let first = self.given == 0 && !self.waiting.is_empty();
@@ -84,6 +108,10 @@ impl Playback {
             frame[..FADE].iter_mut().enumerate().for_each(|(i, x)| *x *= i as f32 / FADE as f32);
         }
         self.given += count;
+        self.silent = FRAME - count + if count == 0 { self.silent } else { 0 };
+        if count == 0 && self.given > 0 && !self.complete && !self.held {
+            self.missing += 1;
+        }
         if self.complete && self.waiting.is_empty() && !self.held && !std::mem::replace(&mut self.over, true) {
             return Played::Last;
         }
@@ -113,12 +141,43 @@ mod tests {
         for _ in 0..10 {
             assert_eq!(playback.frame(&mut frame), Played::Nothing);
         }
-        assert!((playback.heard(0.0) - 0.015).abs() < 1e-9 && playback.heard(1.0) < 0.006);
+        // 5 ms were given in the last frame with sound, and 105 ms of silence since.
+        assert!((playback.heard(0.0) - 0.015).abs() < 1e-9 && (playback.heard(10.5) - 0.015).abs() < 1e-9, "all of it was heard");
+        assert!((playback.heard(11.0) - 0.010).abs() < 1e-9, "what waits before the silence was not");
         playback.resume();
         assert_eq!(playback.frame(&mut frame), Played::More);
         assert!(frame[0] == 0.0 && frame[159] == 0.5);
         assert_eq!(playback.frame(&mut frame), Played::Last);
         assert_eq!(playback.frame(&mut frame), Played::Nothing, "once");
         assert!((playback.heard(0.0) - 500.0 / 16_000.0).abs() < 1e-9);
+        assert!(playback.heard(2.0) < 0.031, "the last of it is on its way");
+        assert_eq!(playback.gaps(), Gaps::default());
+    }
+
+    #[test]
+    fn gaps_are_what_lies_between_two_sounds() {
+        let mut playback = Playback::default();
+        let mut frame = [0.0; FRAME];
+        let mut frames = |playback: &mut Playback, count: usize| {
+            for _ in 0..count {
+                playback.frame(&mut frame);
+            }
+        };
+        frames(&mut playback, 5);
+        playback.push(&[0.5; FRAME]);
+        frames(&mut playback, 31);
+        assert_eq!(playback.gaps(), Gaps::default(), "before the first sound, and as long as nothing follows");
+        playback.push(&[0.5; 2 * FRAME]);
+        assert_eq!(playback.gaps(), Gaps { count: 1, frames: 30 });
+        frames(&mut playback, 1);
+        playback.hold();
+        frames(&mut playback, 50);
+        playback.resume();
+        frames(&mut playback, 1);
+        playback.complete();
+        frames(&mut playback, 50);
+        playback.clear();
+        frames(&mut playback, 5);
+        assert_eq!(playback.gaps(), Gaps { count: 1, frames: 30 }, "held, and over");
     }
 }

@@ -153,7 +153,7 @@ impl Schedule {
                 due.push(Due { kind: entry.kind, words: entry.words.clone(), late_s, missed });
                 entry.told = true;
                 entry.rang.get_or_insert(now.wall);
-                // A reminder is said, and does not ring.
+                // A reminder is said (`conversation::notice`), and does not ring.
                 return !missed && entry.kind != Kind::Reminder;
             }
             false

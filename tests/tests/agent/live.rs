@@ -6,9 +6,9 @@ use sa_device::audio::live::{Room, SimDevice};
 use sa_device::audio::{AudioDevice, Pace, WavDevice, read_wav};
 use sa_device::bundle::Bundle;
 use sa_device::conversation::{Conversation, Happening, LiveSettings, Mind};
-use sa_device::engine::Tract;
+use sa_device::engine::{Engine, Tract};
 use sa_device::pipeline::{Agent, Event, Settings, Stopped, Turn};
-use sa_device::tools::{Tools, Volume};
+use sa_device::tools::Tools;
 use sa_device::turns::State;
 
 /// Questions that need no turn before, with what the user says into the answer of some.
@@ -36,10 +36,13 @@ pub fn sample(name: &str) -> PathBuf {
 }
 
 pub fn agent() -> Agent {
-    let bundle = Bundle::open(&nano().join("bundle")).expect("the shipped bundle");
     // Each turn for itself, so that file mode can be compared with.
-    let settings = Settings { history_turns: 0, ..Settings::default() };
-    Agent::open(&Tract, bundle, Tools::built_in(), settings).expect("loads")
+    agent_with(&Tract, Settings { history_turns: 0, ..Settings::default() })
+}
+
+pub fn agent_with(engine: &dyn Engine, settings: Settings) -> Agent {
+    let bundle = Bundle::open(&nano().join("bundle")).expect("the shipped bundle");
+    Agent::open(engine, bundle, Tools::built_in(), settings).expect("loads")
 }
 
 /// What file mode understands.
@@ -68,11 +71,12 @@ impl Bench {
         Self::with(room, agent(), |_| ())
     }
 
-    pub fn with(room: Room, agent: Agent, change: impl FnOnce(&mut LiveSettings)) -> Self {
+    pub fn with(room: Room, mut agent: Agent, change: impl FnOnce(&mut LiveSettings)) -> Self {
         let device = SimDevice::new(room).expect("usual rates");
         let mut settings = LiveSettings::default();
         change(&mut settings);
-        let conversation = Conversation::new(device, Mind::here(agent), settings, Volume::default());
+        let volume = agent.tools().volume();
+        let conversation = Conversation::new(device, Mind::here(agent), settings, volume);
         let mut bench = Self {
             conversation,
             turns: Vec::new(),
@@ -86,7 +90,7 @@ impl Bench {
         bench
     }
 
-    fn frame(&mut self) {
+    pub fn frame(&mut self) {
         let Self { turns, endpoints, problems, states, woken, .. } = self;
         let mut tell = |happening: &Happening| match happening {
             Happening::Settled { turn, waited_ms, .. } => {
@@ -250,4 +254,5 @@ fn a_door_does_not_end_the_answer() {
     bench.run(3.0);
     assert_eq!(bench.turns.len(), 1, "{:?}", bench.states);
     assert_eq!(bench.turns[0].stopped, Stopped::End, "{:?}", bench.states);
+    assert!(bench.states.contains(&State::Interrupted), "the door was too soft to be noticed: {:?}", bench.states);
 }

@@ -4,6 +4,10 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
 
+/// What helps where the program is too slow.
+pub(crate) const CURE: &str = "close other programs, set the processor's governor to `performance` (`sa-agent doctor` looks at it), or take a \
+     smaller bundle (`sa-agent bench` shows what each stage takes)";
+
 /// Counters that the audio threads and the program share. All in samples of the device's rate unless said otherwise.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -81,8 +85,7 @@ impl Counts {
             return None;
         }
         Some(format!(
-            "the program was too slow for the audio device: {dropped} samples of the microphone lost, {invented} of the speaker silent; \
-             close other programs, try `--threads 2`, or a smaller bundle (`sa-agent bench` shows what each stage takes)"
+            "the program was too slow for the audio device: {dropped} samples of the microphone lost, {invented} of the speaker silent; {CURE}"
         ))
     }
 }
@@ -97,6 +100,6 @@ mod tests {
         assert_eq!(before.complaint(&before), None);
         let after = Counts { dropped: 165, ..before };
         let text = after.complaint(&before).expect("something was lost");
-        assert!(text.contains("160 samples") && text.contains("--threads 2"), "{text}");
+        assert!(text.contains("160 samples") && text.contains("sa-agent bench"), "{text}");
     }
 }
