@@ -1,6 +1,8 @@
 //! What Linux tells about the machine and about this user. Everything is read below a root folder, so that tests can make one.
 
 use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{Finding, Level};
@@ -13,12 +15,14 @@ const MEMORY: u64 = 200;
 /// A machine as seen from `/`.
 pub struct Machine {
     root: PathBuf,
+    /// Does this process belong to a session of its user?
+    session: bool,
 }
 
 impl Machine {
     /// The machine below `root`; `/` for this one.
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), session: std::env::var_os("XDG_RUNTIME_DIR").is_some() }
     }
 
     fn read(&self, path: &str) -> Option<String> {
@@ -40,9 +44,8 @@ impl Machine {
     /// Everything. What the machine does not tell is left out.
     pub fn findings(&self) -> Vec<Finding> {
         let mut all = vec![self.board()];
-        all.extend(
-            [self.governor(), self.temperature(), self.memory(), self.realtime(), self.audio_group(), self.service()].into_iter().flatten(),
-        );
+        let told = [self.governor(), self.temperature(), self.memory(), self.realtime(), Some(self.audio_group()), self.service()];
+        all.extend(told.into_iter().flatten());
         all
     }
 
@@ -106,22 +109,19 @@ impl Machine {
     }
 
     /// May this user open the sound cards?
-    fn audio_group(&self) -> Option<Finding> {
+    fn audio_group(&self) -> Finding {
         let cards = self.entries("dev/snd", "pcm");
-        if cards.is_empty() {
-            let cure = "plug one in; `arecord -l` and `aplay -l` list them. A sound server over the network works without";
-            return Some(Finding::bad(Level::Warning, "sound cards", "the kernel has none", cure));
-        }
-        let denied = cards.iter().find(|card| {
-            let opened = fs::File::open(self.root.join("dev/snd").join(card));
-            opened.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
-        });
-        if let Some(card) = denied {
-            let found = format!("this user may not open /dev/snd/{card}");
-            let cure = "`sudo usermod -aG audio $USER`, and log in again; in a service, `SupplementaryGroups=audio`";
-            return Some(Finding::bad(Level::Problem, "sound cards", found, cure));
-        }
-        Some(Finding::fine("sound cards", format!("{} directions, all open to this user", cards.len())))
+        // Without the flag the kernel lets us wait until whoever has the device gives it back.
+        let open =
+            |card: &String| fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(self.root.join("dev/snd").join(card));
+        let tried: Vec<(String, io::Result<()>)> = cards
+            .into_iter()
+            .map(|card| {
+                let done = open(&card).map(drop);
+                (card, done)
+            })
+            .collect();
+        cards_finding(&tried)
     }
 
     /// Works by hand and not as a service: a sound server belongs to a session, which a system service does not have.
@@ -129,14 +129,32 @@ impl Machine {
         let groups = self.read("proc/self/cgroup")?;
         let service = groups.lines().find_map(|line| line.rsplit('/').next().filter(|unit| unit.ends_with(".service")))?;
         let user = groups.contains("/user.slice/");
-        let session = std::env::var_os("XDG_RUNTIME_DIR").is_some();
-        if !user && !session {
+        if !user && !self.session {
             let cure = "PulseAudio and PipeWire are not there for it, only ALSA: install it as a service of the user (`systemctl --user`, with \
                         `loginctl enable-linger`), or choose an `alsa` device by `--host alsa`";
             return Some(Finding::bad(Level::Warning, "service", format!("runs as the system's {service}, without a session"), cure));
         }
         Some(Finding::fine("service", format!("runs in {service}")))
     }
+}
+
+/// What became of opening each direction of each card.
+fn cards_finding(tried: &[(String, io::Result<()>)]) -> Finding {
+    let what = "sound cards";
+    if tried.is_empty() {
+        let cure = "plug one in; `arecord -l` and `aplay -l` list them. A sound server over the network works without";
+        return Finding::bad(Level::Warning, what, "the kernel has none", cure);
+    }
+    let failed = |kind| tried.iter().filter(move |(_, done)| done.as_ref().is_err_and(|error| error.kind() == kind));
+    if let Some((card, _)) = failed(ErrorKind::PermissionDenied).next() {
+        let cure = "`sudo usermod -aG audio $USER`, and log in again; in a service, `SupplementaryGroups=audio`";
+        return Finding::bad(Level::Problem, what, format!("this user may not open /dev/snd/{card}"), cure);
+    }
+    // No fault: a sound server shares them out. Whether the agent can have one is tried by opening it.
+    let busy: Vec<&str> =
+        [ErrorKind::ResourceBusy, ErrorKind::WouldBlock].into_iter().flat_map(failed).map(|(card, _)| card.as_str()).collect();
+    let busy = if busy.is_empty() { String::new() } else { format!("; in use by another program now: {}", busy.join(", ")) };
+    Finding::fine(what, format!("{} directions, all open to this user{busy}", tried.len()))
 }
 
 #[cfg(test)]
@@ -150,7 +168,7 @@ mod tests {
             fs::create_dir_all(path.parent().expect("inside")).expect("makes");
             fs::write(path, text).expect("writes");
         }
-        let findings = Machine::new(root.path()).findings();
+        let findings = Machine { root: root.path().to_owned(), session: false }.findings();
         (root, findings)
     }
 
@@ -179,10 +197,49 @@ mod tests {
             ("memory", Level::Problem),
             ("realtime priority", Level::Warning),
             ("sound cards", Level::Warning),
+            ("service", Level::Warning),
         ] {
-            assert_eq!(level_of(&findings, what), level);
+            assert_eq!(level_of(&findings, what), level, "{what}");
         }
-        assert!(findings.iter().any(|finding| finding.what == "service"));
+    }
+
+    /// A service of the user, and one of the system that was given a session, have a sound server.
+    #[test]
+    fn a_service_needs_a_session() {
+        let level = |group: &str, session: bool| {
+            let (root, _) = machine(&[("proc/self/cgroup", group)]);
+            Machine { root: root.path().to_owned(), session }.service().map(|finding| finding.level)
+        };
+        let (system, user) =
+            ("0::/system.slice/sa-agent.service", "0::/user.slice/user-1000.slice/user@1000.service/app.slice/sa-agent.service");
+        assert_eq!((level(system, false), level(system, true)), (Some(Level::Warning), Some(Level::Fine)));
+        assert_eq!((level(user, false), level("0::/user.slice/user-1000.slice/session-1.scope", false)), (Some(Level::Fine), None));
+    }
+
+    /// A pipe without a writer stands for a device that another program has: an ordinary open of either waits.
+    #[test]
+    fn a_busy_card_does_not_hold_it_up() {
+        let root = tempfile::tempdir().expect("a folder");
+        let cards = root.path().join("dev/snd");
+        fs::create_dir_all(&cards).expect("makes");
+        let made = std::process::Command::new("mkfifo").arg(cards.join("pcmC0D0c")).status().expect("mkfifo is there");
+        assert!(made.success());
+        let (done, waited) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(Machine { root: root.path().to_owned(), session: true }.audio_group()));
+        let finding = waited.recv_timeout(std::time::Duration::from_secs(10)).expect("it does not wait for the other end");
+        assert_eq!(finding.level, Level::Fine);
+    }
+
+    #[test]
+    fn cards_that_cannot_be_opened_are_told() {
+        let card = |name: &str, code: i32| (name.to_owned(), if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) });
+        let busy = cards_finding(&[card("pcmC0D0c", libc::EBUSY), card("pcmC0D0p", 0), card("pcmC1D0c", libc::EAGAIN)]);
+        assert!(busy.level == Level::Fine && busy.found.ends_with("by another program now: pcmC0D0c, pcmC1D0c"), "{busy:?}");
+        for code in [libc::EACCES, libc::EPERM] {
+            let denied = cards_finding(&[card("pcmC0D0c", libc::EBUSY), card("pcmC0D0p", code)]);
+            assert!(denied.level == Level::Problem && denied.found.contains("pcmC0D0p"), "{denied:?}");
+            assert!(denied.cure.expect("what to do").contains("usermod -aG audio"));
+        }
     }
 
     #[test]
