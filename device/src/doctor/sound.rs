@@ -100,6 +100,8 @@ pub fn measure(device: &mut dyn Duplex, seconds: f64, progress: &mut dyn FnMut(f
         dropped: after.dropped - before.dropped,
         played: after.played - before.played,
         invented: after.invented - before.invented,
+        mic_missed: after.mic_missed - before.mic_missed,
+        speaker_missed: after.speaker_missed - before.speaker_missed,
         xruns: after.xruns - before.xruns,
         errors: after.errors - before.errors,
         absent: after.absent - before.absent,
@@ -173,17 +175,19 @@ impl Sound {
     }
 
     fn losses(&self) -> Finding {
-        let Counts { dropped, invented, xruns, errors, absent, .. } = self.counts;
+        let Counts { dropped, invented, mic_missed, speaker_missed, xruns, errors, absent, mic_high, speaker_high, realtime, .. } =
+            self.counts;
         let found = format!(
-            "in {:.0} s: {dropped} samples of the microphone lost, {invented} of the speaker made up, {xruns} underruns and {errors} errors \
-             reported",
+            "in {:.0} s: {dropped} samples of the microphone lost, {invented} of the speaker made up; {mic_missed} and {speaker_missed} lost by the \
+             devices, {xruns} underruns and {errors} errors reported; at most {mic_high} and {speaker_high} waited; {realtime} of 2 audio \
+             threads with realtime priority",
             self.seconds
         );
         if absent > 0 {
             let cure = "look at the cable and the power supply; `dmesg` says what the kernel saw";
             return Finding::bad(Level::Problem, "lost sound", format!("{found}; the device went away"), cure);
         }
-        if dropped + invented + xruns + errors > 0 {
+        if dropped + invented + mic_missed + speaker_missed + xruns + errors > 0 {
             let cure =
                 "close other programs; give it realtime priority (see below); on a Pi, use a USB port that is not shared with a disk";
             return Finding::bad(Level::Warning, "lost sound", found, cure);
@@ -261,6 +265,10 @@ mod tests {
     fn what_is_wrong_is_told() {
         let mute = sound(Room { noise_dbfs: -140.0, echo_db: -140.0, ..Room::default() }).findings();
         assert_eq!((level_of(&mute, "noise of the room"), level_of(&mute, "echo")), (Level::Problem, Level::Warning));
+        let mut overrun = sound(Room { stall_every: f64::INFINITY, ..Room::default() });
+        overrun.counts.mic_missed = 4800;
+        let lost = overrun.findings().into_iter().find(|finding| finding.what == "lost sound").expect("looked at");
+        assert!(lost.level == Level::Warning && lost.found.contains("4800 and 0 lost by the devices"), "{lost:?}");
         let slow = sound(Room { stall_every: 1.0, ..Room::default() }).findings();
         assert_eq!(level_of(&slow, "lost sound"), Level::Warning);
         assert!(slow.iter().all(|finding| (finding.level == Level::Fine) == finding.cure.is_none()));

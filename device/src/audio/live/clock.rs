@@ -27,16 +27,19 @@ pub struct Track {
     origin: AtomicI64,
     /// Samples of the stream that never went through the ring: lost ones of a microphone, made up ones of a speaker.
     astray: AtomicU64,
+    /// Callbacks until now: a device that is alive has more and more.
+    calls: AtomicU64,
 }
 
 impl Track {
     /// Of a device of `rate` samples a second.
     pub fn new(rate: u32) -> Arc<Self> {
-        Arc::new(Self { rate: f64::from(rate), origin: AtomicI64::new(UNKNOWN), astray: AtomicU64::new(0) })
+        Arc::new(Self { rate: f64::from(rate), origin: AtomicI64::new(UNKNOWN), astray: AtomicU64::new(0), calls: AtomicU64::new(0) })
     }
 
     /// For the callback: it is `now`, and this is sample number `position`; `astray` more went past the ring. Waits for nothing.
     pub fn note(&self, now: Duration, position: u64, astray: usize) {
+        self.calls.fetch_add(1, Relaxed);
         self.astray.fetch_add(astray as u64, Relaxed);
         self.origin.store(now.as_nanos() as i64 - (position as f64 / self.rate * 1e9) as i64, Relaxed);
     }
@@ -63,16 +66,17 @@ impl Follower {
         Self { track, origin: None, seen: 0, jumped: 0 }
     }
 
-    /// Takes in what the callback noted last; call it once a frame.
-    pub fn follow(&mut self) {
+    /// Takes in what the callback noted last; call it once a frame. Tells the samples that the device itself has lost: its stream stands
+    /// still in an overrun or underrun, and no callback sees any of that.
+    pub fn follow(&mut self) -> u64 {
         let noted = self.track.origin.load(Relaxed);
         if noted == UNKNOWN {
-            return;
+            return 0;
         }
         let noted = noted as f64 * 1e-9;
         let Some(origin) = self.origin else {
             self.origin = Some(noted);
-            return;
+            return 0;
         };
         let off = noted - origin;
         self.jumped = if off.abs() > JUMP.0 { self.jumped + 1 } else { 0 };
@@ -81,9 +85,12 @@ impl Follower {
             self.origin = Some(origin + off / 10.0);
         } else if self.jumped > JUMP.1 {
             (self.origin, self.jumped) = (Some(noted), 0);
+            // The other way a device has only caught up.
+            return (off.max(0.0) * self.track.rate).round() as u64;
         } else {
             self.origin = Some(origin + SHARE * off.clamp(-STEP, STEP));
         }
+        0
     }
 
     /// When the sample is that went or will go through the ring as number `passed`, in seconds since the program's beginning.
@@ -94,6 +101,11 @@ impl Follower {
     /// Samples that never went through the ring.
     pub fn astray(&self) -> u64 {
         self.track.astray()
+    }
+
+    /// Callbacks until now.
+    pub fn calls(&self) -> u64 {
+        self.track.calls.load(Relaxed)
     }
 }
 
@@ -107,13 +119,14 @@ mod tests {
         let track = Track::new(48_000);
         let mut follower = Follower::new(track.clone());
         assert_eq!(follower.time_of(0), None);
-        let mut random = 1u32;
+        let (mut random, mut missed) = (1u32, 0);
         for i in 0..3000u64 {
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let late = if i == 2500 { 80_000 } else { u64::from(random >> 16) * 2_000 / 65_536 };
             let lost = if i > 2800 { 1_000_000 } else { 0 };
             track.note(Duration::from_micros(i * 10_000 + late + lost), i * 480, 0);
-            follower.follow();
+            missed += follower.follow();
+            assert!(i > 2800 || missed == 0, "callback {i}: nothing was lost yet");
             let first = follower.time_of(0).expect("known");
             if (1000..2800).contains(&i) {
                 assert!((first - 0.001).abs() < 2e-4, "callback {i}: {first}");
@@ -121,6 +134,8 @@ mod tests {
         }
         let first = follower.time_of(0).expect("known");
         assert!((first - 1.001).abs() < 0.002, "{first}");
+        assert!((47_900..48_100).contains(&missed), "a second of samples: {missed}");
+        assert_eq!(follower.calls(), 3000);
         track.note(Duration::from_secs(40), 39 * 48_000, 480);
         assert!((follower.time_of(480).expect("known") - first - 0.02).abs() < 1e-9);
     }

@@ -53,6 +53,7 @@ pub struct MicPort {
     clock: Follower,
     /// Samples taken out of the ring.
     taken: u64,
+    counters: Arc<Counters>,
 }
 
 impl MicPort {
@@ -66,7 +67,8 @@ impl MicPort {
         let longest = resampler.as_ref().map_or(FRAME, Async::input_frames_max);
         let track = Track::new(rate);
         let clock = Follower::new(track.clone());
-        let port = Self { ring, rate, resampler, waiting: vec![0.0; longest], clock, taken: 0 };
+        counters.mic_room.store(ring.capacity().get() as u64, Relaxed);
+        let port = Self { ring, rate, resampler, waiting: vec![0.0; longest], clock, taken: 0, counters: counters.clone() };
         Ok((MicCallback::new(producer, channels, track, counters.clone()), port))
     }
 
@@ -77,7 +79,7 @@ impl MicPort {
             return false;
         }
         self.taken += needed as u64;
-        self.clock.follow();
+        self.counters.mic_missed.fetch_add(self.clock.follow(), Relaxed);
         let Some(resampler) = &mut self.resampler else { return self.ring.pop_slice(frame) == FRAME };
         let samples = &mut self.waiting[..needed];
         self.ring.pop_slice(samples);
@@ -134,25 +136,21 @@ impl SpeakerPort {
     /// For a rate that cannot be converted.
     pub fn new(rate: u32, channels: usize, period: usize, counters: &Arc<Counters>) -> Result<(SpeakerCallback, Self), AudioError> {
         let resampler = resampler(SAMPLE_RATE, rate, FixedAsync::Input)?;
-        // One period for the callback, one frame for us, and 10 ms for a thread that comes late.
-        let target = period as f64 / f64::from(rate) + 0.02;
-        let (mut ring, consumer) = HeapRb::new(rate as usize / 2 + 4 * period).split();
-        for _ in 0..(target * f64::from(rate)) as usize {
-            let _ = ring.try_push(0.0);
-        }
+        // A device may take more at a time than it was asked to: there is room for that.
+        let (ring, consumer) = HeapRb::new(rate as usize + 4 * period).split();
         let made = vec![0.0; resampler.output_frames_max()];
         let track = Track::new(rate);
-        let (clock, given) = (Follower::new(track.clone()), ring.occupied_len() as u64);
+        let clock = Follower::new(track.clone());
         let counted = counters.clone();
         let begun = (0, 0.0);
-        let port = Self {
+        let mut port = Self {
             ring,
             rate,
             resampler,
             made,
-            target,
+            target: 0.0,
             clock,
-            given,
+            given: 0,
             kept: None,
             begun,
             refused: 0,
@@ -163,7 +161,22 @@ impl SpeakerPort {
             integral: 0.0,
             counters: counted,
         };
+        port.takes(period);
         Ok((SpeakerCallback::new(consumer, channels, track, counters.clone()), port))
+    }
+
+    /// The device takes `period` samples at a time, it turned out: puts into the ring what that needs in advance. Before the first callback.
+    pub fn takes(&mut self, period: usize) {
+        // One period for the callback, one frame for us, and 10 ms for a thread that comes late.
+        let most = 0.5 * self.ring.capacity().get() as f64 / f64::from(self.rate);
+        self.target = self.target.max((period as f64 / f64::from(self.rate) + 0.02).min(most));
+        let missing = ((self.target * f64::from(self.rate)) as usize).saturating_sub(self.ring.occupied_len());
+        self.given += self.ring.push_iter(std::iter::repeat_n(0.0, missing)) as u64;
+    }
+
+    /// Callbacks of the speaker until now.
+    pub fn calls(&self) -> u64 {
+        self.clock.calls()
     }
 
     /// Seconds that wait in the ring.
@@ -221,7 +234,7 @@ impl SpeakerPort {
 
     /// Puts a frame into the ring, and bends the rate so that the delay from `heard`, the end of the microphone's frame, stays as it is.
     pub fn play(&mut self, frame: &Frame, heard: Option<f64>) {
-        self.clock.follow();
+        self.counters.speaker_missed.fetch_add(self.clock.follow(), Relaxed);
         let stalled = self.stalled();
         self.invented = self.clock.astray();
         self.prepare(stalled);
@@ -321,6 +334,31 @@ mod tests {
         }
         assert!(port.more < 0.5 * MORE.0, "{} s", port.more);
         assert!(counters.read().invented - after[5] < 48);
+    }
+
+    /// Asked to take 10 ms at a time, the device takes 100: once that is known, nothing is made up.
+    #[test]
+    fn a_longer_period_than_asked_for_does_not_run_dry() {
+        let invented = |told: bool| {
+            let counters = Arc::new(Counters::default());
+            let (mut callback, mut port) = SpeakerPort::new(48_000, 1, 480, &counters).expect("a usual rate");
+            if told {
+                port.takes(4800);
+            }
+            let mut data = [0.0f32; 4800];
+            for i in 0..300u32 {
+                if i % 10 == 0 {
+                    callback.fill(Duration::from_millis(u64::from(i) * 10), &mut data, |x| x);
+                }
+                let heard = Some(f64::from(i + 1) * STEP);
+                if port.room(heard) {
+                    port.play(&[0.1; FRAME], heard);
+                }
+            }
+            counters.read().invented
+        };
+        let (asked, obtained) = (invented(false), invented(true));
+        assert!(asked > 3000 && obtained == 0, "made up: {asked}, and {obtained} when told");
     }
 
     /// A speaker whose clock is 300 ppm off is followed, by callbacks that come late by chance: after two minutes the delay is what it
