@@ -25,27 +25,34 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     use sa_device::audio::AudioError;
     use sa_device::audio::live::Wish;
-    use sa_device::audio::live::hardware::{Side, list};
+    use sa_device::audio::live::hardware::{Format, Listing, list};
 
     let mut wish = Wish::default();
     args.sound.over(&mut wish);
-    let all = list(&wish)?;
-    if all.is_empty() {
+    let Listing { devices, problems } = list(&wish)?;
+    if devices.is_empty() {
         let message = "there is no audio device: is one plugged in (`arecord -l`, `aplay -l`), and is this user in the group `audio`?";
         return Err(AudioError::Device { message: message.to_owned() }.into());
     }
     let mut out = std::io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string(&all)?)?;
-        return Ok(ExitCode::SUCCESS);
+        writeln!(out, "{}", serde_json::to_string(&devices)?)?;
     }
-    for device in &all {
-        writeln!(out, "{}  ({})", device.id, device.name)?;
+    for device in devices.iter().filter(|_| !args.json) {
+        let numbered = if device.numbered { ", by the card's number, which a reboot may change" } else { "" };
+        writeln!(out, "{}  ({}{numbered})", device.id, device.name)?;
         for (what, side) in [("microphone", &device.microphone), ("speaker", &device.speaker)] {
-            let Some(Side { rate, channels, format, chosen }) = side else { continue };
-            let chosen = chosen.map(|why| format!("  <- would be used: {why}")).unwrap_or_default();
-            writeln!(out, "  {what:<10} {rate} Hz, {channels} channels, {format}{chosen}")?;
+            let Some(side) = side else { continue };
+            let format = match &side.format {
+                Some(Format { rate, channels, format }) => format!("{rate} Hz, {channels} channels, {format}"),
+                None => side.problem.clone().unwrap_or_default(),
+            };
+            let chosen = side.chosen.map(|why| format!("  <- would be used: {why}")).unwrap_or_default();
+            writeln!(out, "  {what:<10} {format}{chosen}")?;
         }
+    }
+    for problem in problems {
+        eprintln!("sa-agent: {problem}");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,10 +4,9 @@
 //! the stack, everything else is an atomic. `device/tests/realtime.rs` counts the allocations of 10,000 callbacks.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::Duration;
 
-use heapless::mpmc;
 use ringbuf::traits::{Consumer, Observer, Producer};
 use ringbuf::{HeapCons, HeapProd};
 
@@ -23,13 +22,28 @@ const FADE: f32 = 64.0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Alarm {
     /// It was unplugged, or its server is gone: open it again.
-    Gone,
+    Gone = 1,
     /// It was changed under us: open it again.
     Changed,
 }
 
-/// From an error callback to the program. A full queue loses the newest; one alarm is enough.
-pub type Alarms = Arc<mpmc::Queue<Alarm, 16>>;
+/// From an error callback to the program: the last alarm, until it is taken. Each opening has its own: what a stream still tells while it
+/// is being closed says nothing about the next one.
+#[derive(Debug, Default)]
+pub struct Alarms(AtomicU8);
+
+impl Alarms {
+    /// For the callback; waits for nothing.
+    pub fn raise(&self, alarm: Alarm) {
+        self.0.store(alarm as u8, Relaxed);
+    }
+
+    /// The alarm since the last call.
+    pub fn take(&self) -> Option<Alarm> {
+        let raised = self.0.swap(0, Relaxed);
+        [Alarm::Gone, Alarm::Changed].into_iter().find(|alarm| *alarm as u8 == raised)
+    }
+}
 
 /// The microphone's callback.
 pub struct MicCallback {
@@ -136,6 +150,16 @@ mod tests {
         assert!(got[..700].iter().all(|x| *x == 0.25) && got[700..].iter().all(|x| *x == 0.0));
         let counts = counters.read();
         assert_eq!((counts.captured, counts.dropped, counts.mic_high), (1100, 100, 1000));
+    }
+
+    #[test]
+    fn an_alarm_is_heard_once() {
+        let alarms = Alarms::default();
+        assert_eq!(alarms.take(), None);
+        for alarm in [Alarm::Changed, Alarm::Gone] {
+            alarms.raise(alarm);
+            assert_eq!((alarms.take(), alarms.take()), (Some(alarm), None));
+        }
     }
 
     #[test]

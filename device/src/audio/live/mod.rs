@@ -39,7 +39,8 @@ pub type Frame = [f32; FRAME];
 /// Frames in a second.
 pub const FRAMES_PER_SECOND: u32 = 100;
 
-/// Which devices: by (part of) the id or the name that `sa-agent devices` shows. Ids stay the same after a reboot.
+/// Which devices: by (part of) the id or the name that `sa-agent devices` shows. Ids stay the same after a reboot, but for those with the
+/// number of a card, which `devices` marks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Wish {

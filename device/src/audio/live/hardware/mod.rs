@@ -2,56 +2,56 @@
 //!
 //! Devices are opened at their own rate, format and channel count and with a small fixed buffer (a default one means two
 //! seconds on PulseAudio). A device that vanishes is opened again, at growing intervals; meanwhile the microphone hears silence.
+//!
+//! - [`devices`]: which there are, and which one is meant. [`open`]: opening both. [`streams`]: every sample format.
+//! - [`watch`]: when they are given up and opened again. [`priority`]: realtime priority for their threads.
 
 mod devices;
+mod open;
+mod priority;
 mod streams;
+mod watch;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-use cpal::traits::StreamTrait;
-use cpal::{BufferSize, Device, ErrorKind, Stream, StreamConfig};
+pub use devices::{Format, Listed, Listing, Side, list};
 
-pub use devices::{Listed, Side, list};
-
-use super::callback::{Alarm, Alarms};
+use super::callback::Alarm;
 use super::counters::{Counters, Counts};
-use super::port::{MicPort, SpeakerPort};
 use super::{Duplex, FRAME, Frame, Wish};
 use crate::audio::{AudioError, SAMPLE_RATE};
-use devices::{choose, failed, host, label, native};
-use streams::{mic_stream, speaker_stream};
+use open::{Streams, start};
+use watch::Watch;
 
-/// Buffer sizes that are tried, in periods a second.
-const PERIODS: [u32; 3] = [100, 50, 25];
-/// A microphone that gives nothing for so long is gone.
-const DEAD: Duration = Duration::from_secs(2);
 /// How long the program waits for the devices to close when it ends.
 const CLOSING: Duration = Duration::from_secs(2);
-/// Between two attempts to open it again: first, and at most.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// A sound server that has not answered after so long does not answer: at the start that is an error, later it is told.
+const ANSWER: Duration = Duration::from_secs(15);
+/// Streams that hang while they are closed, each with its thread; with more of them nothing is opened any more.
+const HANGING: usize = 8;
 
-/// Opened streams. Dropped, they stop.
-struct Streams {
-    _streams: (Stream, Stream),
-    mic: MicPort,
-    speaker: SpeakerPort,
-    /// Samples of the speaker's buffer, in frames of ours.
-    buffer: f64,
-    opened: String,
+/// An attempt to open the devices again.
+struct Opening {
+    opened: Receiver<Result<Streams, AudioError>>,
+    since: Duration,
+    told: bool,
 }
 
 /// The microphone and the speaker of this machine.
 pub struct LiveDevice {
     wish: Wish,
     streams: Option<Streams>,
+    opening: Option<Opening>,
     counters: Arc<Counters>,
-    alarms: Alarms,
-    heard: Instant,
-    retry: (Instant, Duration),
-    notices: Vec<String>,
+    epoch: Instant,
+    watch: Watch,
+    closing: Arc<AtomicUsize>,
+    stuck: bool,
+    notices: VecDeque<String>,
 }
 
 impl LiveDevice {
@@ -60,34 +60,102 @@ impl LiveDevice {
     /// # Errors
     /// With what there is and the flag to use.
     pub fn open(wish: Wish) -> Result<Self, AudioError> {
-        let (counters, alarms) = (Arc::new(Counters::default()), Alarms::default());
-        let streams = open(&wish, &counters, &alarms)?;
-        let now = Instant::now();
-        Ok(Self { wish, streams: Some(streams), counters, alarms, heard: now, retry: (now, BACKOFF.0), notices: Vec::new() })
+        let counters = Arc::new(Counters::default());
+        let problem = |message: String| AudioError::Device { message };
+        let opened = start(&wish, &counters).map_err(|e| problem(format!("cannot start a thread for the audio device: {e}")))?;
+        let streams = opened.recv_timeout(ANSWER).map_err(|_| {
+            problem(format!("the sound server has not answered for {} s: restart it, or take a card by `--host alsa`", ANSWER.as_secs()))
+        })??;
+        Ok(Self {
+            wish,
+            streams: Some(streams),
+            opening: None,
+            counters,
+            epoch: Instant::now(),
+            watch: Watch::new(Duration::ZERO),
+            closing: Arc::default(),
+            stuck: false,
+            notices: VecDeque::new(),
+        })
     }
 
-    /// Asked and obtained formats, in a line each.
+    /// Asked and obtained formats, in a line.
     pub fn opened(&self) -> &str {
         self.streams.as_ref().map_or("(nothing)", |streams| &streams.opened)
     }
 
-    fn lost(&mut self, why: &str) {
-        self.notices.push(format!("the audio device {why}; it is opened again as soon as it is there"));
+    fn lost(&mut self, now: Duration, why: &str) {
+        match self.watch.lost(now) {
+            None => {}
+            Some(1) => self.notices.push_back(format!("the audio device {why}; it is opened again as soon as it is there")),
+            Some(times) => self.notices.push_back(format!(
+                "the audio device {why}, {times} times in a row; it is opened again, less and less often: look at its cable and power supply, and \
+                 into `dmesg`"
+            )),
+        }
         self.release();
-        self.retry = (Instant::now() + BACKOFF.0, BACKOFF.0);
     }
 
     /// Closes the streams on a thread of its own: the driver of a device that is gone may wait for it for ever.
     fn release(&mut self) -> Option<Receiver<()>> {
+        struct Hanging(Arc<AtomicUsize>);
+        impl Drop for Hanging {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Relaxed);
+            }
+        }
         let streams = self.streams.take()?;
+        self.closing.fetch_add(1, Relaxed);
+        let hanging = Hanging(self.closing.clone());
         let (done, closed) = channel();
         let close = move || {
             drop(streams);
+            drop(hanging);
             // Perhaps nobody waits.
             let _ = done.send(());
         };
         // Without a thread the closure is dropped here, and the streams with it.
         std::thread::Builder::new().name("closing".to_owned()).spawn(close).ok().map(|_| closed)
+    }
+
+    /// Opens the devices again when it is time to, a step at a time: this never waits.
+    fn reopen(&mut self) {
+        let now = self.epoch.elapsed();
+        let Some(opening) = &mut self.opening else {
+            if !self.watch.due(now) {
+                return;
+            }
+            if self.closing.load(Relaxed) >= HANGING {
+                if !std::mem::replace(&mut self.stuck, true) {
+                    let message = "the audio device cannot be closed, so it is not opened any more: unplug it, or start the machine again";
+                    self.notices.push_back(message.to_owned());
+                }
+                return;
+            }
+            match start(&self.wish, &self.counters) {
+                Ok(opened) => self.opening = Some(Opening { opened, since: now, told: false }),
+                Err(_) => self.watch.failed(now),
+            }
+            return;
+        };
+        match opening.opened.try_recv() {
+            Ok(Ok(streams)) => {
+                self.counters.reopened.fetch_add(1, Relaxed);
+                self.watch.opened(now);
+                self.streams = Some(streams);
+                (self.opening, self.stuck) = (None, false);
+            }
+            Err(TryRecvError::Empty) => {
+                if now - opening.since > ANSWER && !std::mem::replace(&mut opening.told, true) {
+                    let message = "the sound server does not answer: restart it; the audio device is opened as soon as it does";
+                    self.notices.push_back(message.to_owned());
+                }
+            }
+            Ok(Err(_)) | Err(TryRecvError::Disconnected) => {
+                self.watch.failed(now);
+                self.opening = None;
+            }
+        }
     }
 }
 
@@ -101,35 +169,29 @@ impl Drop for LiveDevice {
 
 impl Duplex for LiveDevice {
     fn listen(&mut self, microphone: &mut Frame) -> Result<(), AudioError> {
-        loop {
-            if let Some(alarm) = self.alarms.dequeue().filter(|_| self.streams.is_some()) {
-                self.lost(if alarm == Alarm::Gone { "is gone" } else { "was changed" });
+        while let Some(streams) = &mut self.streams {
+            let now = self.epoch.elapsed();
+            self.watch.called(now, streams.speaker.calls());
+            let alarm = streams.alarms.take();
+            let heard = alarm.is_none() && streams.mic.frame(microphone);
+            if heard && self.watch.heard(now) {
+                self.notices.push_back(format!("the audio device is back: {}", streams.opened));
             }
-            let Some(streams) = &mut self.streams else { break };
-            if streams.mic.frame(microphone) {
-                self.heard = Instant::now();
+            let why = match alarm {
+                Some(Alarm::Gone) => Some("is gone"),
+                Some(Alarm::Changed) => Some("was changed"),
+                None => self.watch.dead(now),
+            };
+            if let Some(why) = why {
+                self.lost(now, why);
+            }
+            if heard {
                 return Ok(());
-            }
-            if self.heard.elapsed() > DEAD {
-                self.lost("gives no more sound");
-                break;
             }
             // A third of a frame; the callback must not be made to wake us.
             std::thread::sleep(Duration::from_millis(3));
         }
-        let (at, pause) = self.retry;
-        if Instant::now() >= at {
-            while self.alarms.dequeue().is_some() {}
-            match open(&self.wish, &self.counters, &self.alarms) {
-                Ok(streams) => {
-                    self.notices.push(format!("the audio device is back: {}", streams.opened));
-                    self.counters.reopened.fetch_add(1, Relaxed);
-                    self.heard = Instant::now();
-                    self.streams = Some(streams);
-                }
-                Err(_) => self.retry = (Instant::now() + pause, (pause * 2).min(BACKOFF.1)),
-            }
-        }
+        self.reopen();
         std::thread::sleep(Duration::from_millis(10));
         self.counters.absent.fetch_add(1, Relaxed);
         microphone.fill(0.0);
@@ -155,84 +217,6 @@ impl Duplex for LiveDevice {
     }
 
     fn notice(&mut self) -> Option<String> {
-        if self.notices.is_empty() { None } else { Some(self.notices.remove(0)) }
-    }
-}
-
-fn open(wish: &Wish, counters: &Arc<Counters>, alarms: &Alarms) -> Result<Streams, AudioError> {
-    let host = host(wish)?;
-    let epoch = Instant::now();
-    let (mic_device, _) = choose(&host, wish, true)?;
-    let (speaker_device, _) = choose(&host, wish, false)?;
-    let unusable = |what: &str, device: &Device| AudioError::Device {
-        message: format!("{what} {} tells no format; `sa-agent devices` lists those that do", label(device).0),
-    };
-    let (mic_config, mic_format) = native(&mic_device, true).ok_or_else(|| unusable("the microphone", &mic_device))?;
-    let (speaker_config, speaker_format) = native(&speaker_device, false).ok_or_else(|| unusable("the speaker", &speaker_device))?;
-
-    let (mic_stream, mic) = first(&PERIODS, |periods| {
-        let config = sized(&mic_config, *periods);
-        let (callback, port) = MicPort::new(config.sample_rate, config.channels.into(), counters)?;
-        let stream = mic_stream(&mic_device, config, mic_format, (callback, epoch), error_callback(counters, alarms))?;
-        Ok((stream, port))
-    })?;
-    let (speaker_stream, speaker) = first(&PERIODS, |periods| {
-        let config = sized(&speaker_config, *periods);
-        let period = config.sample_rate / periods;
-        let (callback, port) = SpeakerPort::new(config.sample_rate, config.channels.into(), period as usize, counters)?;
-        let stream = speaker_stream(&speaker_device, config, speaker_format, (callback, epoch), error_callback(counters, alarms))?;
-        Ok((stream, port))
-    })?;
-    for stream in [&mic_stream, &speaker_stream] {
-        stream.play().map_err(|e| failed("cannot start the audio device", &e))?;
-    }
-    let buffers = [&mic_stream, &speaker_stream].map(|stream| stream.buffer_size().unwrap_or(0));
-    let opened = format!(
-        "microphone {} at {} Hz, {} channels, {mic_format}, buffer {}; speaker {} at {} Hz, {} channels, {speaker_format}, buffer {}",
-        label(&mic_device).0,
-        mic_config.sample_rate,
-        mic_config.channels,
-        buffers[0],
-        label(&speaker_device).0,
-        speaker_config.sample_rate,
-        speaker_config.channels,
-        buffers[1],
-    );
-    let buffer = f64::from(buffers[1]) / f64::from(speaker_config.sample_rate) * f64::from(super::FRAMES_PER_SECOND);
-    Ok(Streams { _streams: (mic_stream, speaker_stream), mic, speaker, buffer, opened })
-}
-
-/// The first attempt that works; else the error of the first.
-fn first<T>(all: &[u32], attempt: impl Fn(&u32) -> Result<T, AudioError>) -> Result<T, AudioError> {
-    let mut first = None;
-    for one in all {
-        match attempt(one) {
-            Ok(done) => return Ok(done),
-            Err(error) => first = first.or(Some(error)),
-        }
-    }
-    Err(first.unwrap_or(AudioError::Stopped))
-}
-
-fn sized(config: &StreamConfig, periods: u32) -> StreamConfig {
-    StreamConfig { buffer_size: BufferSize::Fixed(config.sample_rate / periods), ..*config }
-}
-
-/// Runs in the audio thread too: atomics and a queue that refuses when it is full.
-fn error_callback(counters: &Arc<Counters>, alarms: &Alarms) -> impl FnMut(cpal::Error) + Send + 'static {
-    let (counters, alarms) = (counters.clone(), alarms.clone());
-    move |error| match error.kind() {
-        ErrorKind::Xrun => {
-            counters.xruns.fetch_add(1, Relaxed);
-        }
-        ErrorKind::DeviceNotAvailable | ErrorKind::HostUnavailable => {
-            let _ = alarms.enqueue(Alarm::Gone);
-        }
-        ErrorKind::StreamInvalidated => {
-            let _ = alarms.enqueue(Alarm::Changed);
-        }
-        _ => {
-            counters.errors.fetch_add(1, Relaxed);
-        }
+        self.notices.pop_front()
     }
 }
