@@ -1,12 +1,12 @@
 //! `sa-agent doctor`: everything that a bug report needs, and what to do before writing one.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use sa_device::doctor::machine::Machine;
-use sa_device::doctor::{Finding, Level};
+use sa_device::doctor::{Finding, Level, speed};
 use serde::Serialize;
 
 use super::bench;
@@ -45,7 +45,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     args.sound.over(&mut settings.audio);
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
-        findings: Machine::new(std::path::Path::new("/")).findings(),
+        findings: Machine::new(Path::new("/")).findings(),
         opened: None,
         sound: None,
         stages: None,
@@ -54,12 +54,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !args.no_sound {
         sound(&settings, args.seconds, &mut report);
     }
-    let json = serde_json::to_vec_pretty(&report).context("while writing the report")?;
-    let beside = args.report.with_extension("part");
-    std::fs::write(&beside, json).and_then(|()| std::fs::rename(&beside, &args.report)).with_context(|| {
-        let _ = std::fs::remove_file(&beside);
-        format!("while writing the report {}; `--report FILE` puts it elsewhere", args.report.display())
-    })?;
+    // What was found is of use without the file: it is printed first.
+    let written = write(&report, &args.report);
     let mut text = String::new();
     for Finding { level, what, found, cure } in &report.findings {
         let mark = match level {
@@ -74,9 +70,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let count = |level| report.findings.iter().filter(|finding| finding.level == level).count();
     let (problems, warnings) = (count(Level::Problem), count(Level::Warning));
-    let _ = writeln!(text, "{problems} problems, {warnings} warnings; the report is in {}", args.report.display());
+    let place = if written.is_ok() { format!("the report is in {}", args.report.display()) } else { "there is no report".to_owned() };
+    let _ = writeln!(text, "{problems} problems, {warnings} warnings; {place}");
     std::io::Write::write_all(&mut std::io::stdout().lock(), text.as_bytes())?;
+    written?;
     Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn write(report: &Report, path: &Path) -> anyhow::Result<()> {
+    let json = serde_json::to_vec_pretty(report).context("while writing the report")?;
+    let beside = path.with_extension("part");
+    std::fs::write(&beside, json).and_then(|()| std::fs::rename(&beside, path)).with_context(|| {
+        let _ = std::fs::remove_file(&beside);
+        format!("while writing the report {}; `--report FILE` puts it elsewhere", path.display())
+    })
 }
 
 /// Each stage against real time.
@@ -92,15 +99,8 @@ fn stages(settings: &File, report: &mut Report) {
             return report.findings.push(Finding::bad(Level::Problem, "bundle", format!("{error:#}"), cure));
         }
     };
-    for row in &measured.stages {
-        let found = format!("{} takes {:.3} s for a second of speech", row.stage, row.real_time_factor);
-        report.findings.push(if row.real_time_factor < 0.5 {
-            Finding::fine("speed", found)
-        } else {
-            let level = if row.real_time_factor < 1.0 { Level::Warning } else { Level::Problem };
-            Finding::bad(level, "speed", found, "a smaller bundle, `--int8` in the export, `--engine ort`, or `--threads 2`")
-        });
-    }
+    let times: Vec<(&str, f64)> = measured.stages.iter().map(|row| (row.stage, row.real_time_factor)).collect();
+    report.findings.extend(speed::findings(&times));
     report.stages = Some(measured);
 }
 

@@ -1,10 +1,12 @@
 //! What is wrong with this machine, for the agent: measured or read, never guessed, with the cure.
 //!
 //! - [`sound`]: plays a chirp and listens: the loop delay, the echo's level, the noise, what is lost, how far the clocks are apart.
+//! - [`speed`]: whether the stages of a bundle keep up with speech, alone and together.
 //! - [`machine`]: what Linux tells: governor, temperature, memory, permissions.
 
 pub mod machine;
 pub mod sound;
+pub mod speed;
 
 use serde::Serialize;
 
