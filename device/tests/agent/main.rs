@@ -10,6 +10,7 @@ mod command;
 mod conversation;
 mod engines;
 mod field;
+mod hardware;
 mod numbers;
 mod onnx;
 mod stages;
