@@ -6,6 +6,7 @@ use burn::module::Module;
 use burn::store::{BurnToPyTorchAdapter, FloatCastAdapter, ModuleSnapshot, PyTorchToBurnAdapter, SafetensorsStore};
 use burn::store::{ChainAdapter, SafetensorsStoreError};
 use burn::tensor::DType;
+use safetensors::SafeTensors;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Why a checkpoint could not be read or written.
@@ -43,22 +44,32 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError
     std::fs::rename(&partial, path).map_err(io("write", path))
 }
 
-/// Saves `config` and the weights of `model` into `dir`, which is made if it is missing.
+/// Saves `config` and the weights of `model` into `dir`, which is made if it is missing. The same weights are the same bytes, and
+/// weights that are there already stay as they are: `units.json` knows its tokenizer by the hash of the file.
 pub fn save<M: Module, C: Serialize>(dir: &Path, config: &C, model: &M, precision: Precision) -> Result<(), CheckpointError> {
     std::fs::create_dir_all(dir).map_err(|source| CheckpointError::Io { what: "make", path: dir.to_owned(), source })?;
     let path = dir.join("model.safetensors");
     let weights = |error: SafetensorsStoreError| CheckpointError::Weights { path: path.clone(), message: error.to_string() };
-    let mut store = SafetensorsStore::from_bytes(None);
+    // Burn's own metadata would come in another order each time.
+    let mut store = SafetensorsStore::from_bytes(None).clear_metadata();
     store = match precision {
         Precision::F32 => store.with_to_adapter(BurnToPyTorchAdapter),
         Precision::F16 => store.with_to_adapter(ChainAdapter::new(BurnToPyTorchAdapter, FloatCastAdapter::to(DType::F16))),
     };
     model.save_into(&mut store).map_err(weights)?;
     let bytes = store.get_bytes().map_err(weights)?;
-    write_atomically(&path, &bytes)?;
+    if !std::fs::read(&path).is_ok_and(|before| same_tensors(&before, &bytes)) {
+        write_atomically(&path, &bytes)?;
+    }
     let path = dir.join("config.json");
     let json = serde_json::to_vec_pretty(config).map_err(|source| CheckpointError::Config { path: path.clone(), source })?;
     write_atomically(&path, &json)
+}
+
+/// Whether two safetensors files hold the same tensors, whatever their headers say besides.
+fn same_tensors(a: &[u8], b: &[u8]) -> bool {
+    let (Ok(a), Ok(b)) = (SafeTensors::deserialize(a), SafeTensors::deserialize(b)) else { return false };
+    a.len() == b.len() && a.iter().all(|(name, tensor)| b.tensor(name).is_ok_and(|other| other == tensor))
 }
 
 /// Reads `dir/config.json`.
@@ -111,7 +122,7 @@ mod tests {
             let dir = tempfile::tempdir().expect("a temporary folder");
             save(dir.path(), &"net", &model, precision).expect("saved");
             let bytes = std::fs::read(dir.path().join("model.safetensors")).expect("written");
-            let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+            let file = SafeTensors::deserialize(&bytes).expect("safetensors");
             assert_eq!(file.tensor("linear.weight").expect("named as the field").shape(), [6, 4]);
             assert!(file.tensor("norm.weight").is_ok());
             let loaded = load_weights(dir.path(), net(&device)).expect("loaded");
@@ -119,6 +130,29 @@ mod tests {
             let error = (output - expected.clone()).abs().max().into_scalar::<f32>();
             assert!(error <= tolerance, "{precision:?}: {error}");
         }
+    }
+
+    #[test]
+    fn the_same_weights_are_the_same_bytes() {
+        let (device, dir) = (Device::flex(), tempfile::tempdir().expect("a temporary folder"));
+        let (model, path) = (net(&device), dir.path().join("model.safetensors"));
+        let saved = |model: &Net| {
+            save(dir.path(), &"net", model, Precision::F32).expect("saved");
+            std::fs::read(&path).expect("written")
+        };
+        let first = saved(&model);
+        for _ in 0..6 {
+            std::fs::remove_file(&path).expect("it is there");
+            assert!(saved(&model) == first, "another header or another order of the tensors");
+        }
+        // A file of an older version, with metadata: it stays, and with it the units that know it by its hash.
+        let tensors = SafeTensors::deserialize(&first).expect("safetensors");
+        let metadata = std::collections::HashMap::from([("producer".to_owned(), "burn".to_owned())]);
+        let older = safetensors::serialize(tensors.tensors(), Some(metadata)).expect("serialised");
+        assert!(older != first);
+        std::fs::write(&path, &older).expect("written");
+        assert!(saved(&model) == older, "the same weights were written again");
+        assert!(saved(&net(&device)) != older, "other weights were not written");
     }
 
     #[test]
