@@ -1,5 +1,7 @@
 //! WAV files of any rate, width and channel count → 16 kHz mono f32.
 
+use std::fs::{File, Metadata};
+use std::io::{self, BufReader, Cursor, Read};
 use std::path::Path;
 
 use hound::{SampleFormat, WavReader};
@@ -12,6 +14,10 @@ use super::{AudioError, SAMPLE_RATE};
 const RATES: std::ops::RangeInclusive<u32> = 2_000..=768_000;
 /// Length of the resampling filter, in samples of the lower rate.
 const FILTER: usize = 128;
+/// The length of the data, from where on it says "not known": 4 GB less a byte (ffmpeg), 2 GB (arecord), 2 GB less a page (sox).
+const OPEN_LENGTH: u32 = 0x7fff_f000;
+/// Longest chunk in front of the data that is looked over: titles, pictures.
+const LARGEST_CHUNK: u32 = 16 << 20;
 
 /// Reads a file whole. Channels are averaged; samples beyond -1..1 are clipped, and what is not a number becomes 0.
 ///
@@ -23,12 +29,14 @@ pub fn read_wav(path: &Path, limit: f64) -> Result<Vec<f32>, AudioError> {
         return Err(AudioError::Empty { path: path.to_owned() });
     }
     let not_wav = |e: hound::Error| match e {
-        hound::Error::IoError(source) if source.kind() != std::io::ErrorKind::UnexpectedEof && source.get_ref().is_none() => {
+        hound::Error::IoError(source) if source.kind() != io::ErrorKind::UnexpectedEof && source.get_ref().is_none() => {
             AudioError::Open { path: path.to_owned(), source }
         }
         e => AudioError::NotWav { path: path.to_owned(), message: e.to_string() },
     };
-    let mut reader = WavReader::open(path).map_err(not_wav)?;
+    let failed = |source| AudioError::Open { path: path.to_owned(), source };
+    let bytes = with_length(File::open(path).map_err(failed)?, &metadata, limit).map_err(failed)?;
+    let mut reader = WavReader::new(bytes).map_err(not_wav)?;
     let spec = reader.spec();
     let (channels, rate) = (usize::from(spec.channels), spec.sample_rate);
     if channels == 0 {
@@ -69,6 +77,58 @@ pub fn read_wav(path: &Path, limit: f64) -> Result<Vec<f32>, AudioError> {
         return Ok(mono);
     }
     resample(&mono, rate).map_err(|message| AudioError::NotWav { path: path.to_owned(), message })
+}
+
+/// The bytes of a file, with the length of its data in place of one that its writer left open: who writes into a pipe cannot go back
+/// to the header. What is there then counts; a little more than `limit` seconds of it is read.
+fn with_length(file: File, metadata: &Metadata, limit: f64) -> io::Result<Box<dyn Read>> {
+    let mut file = BufReader::new(file);
+    let (mut head, frame) = head(&mut file)?;
+    let Some((rate, frame)) = frame.filter(|(rate, frame)| *rate > 0 && *frame > 0) else {
+        return Ok(Box::new(Cursor::new(head).chain(file)));
+    };
+    let most = ((limit + 1.0) * f64::from(rate)) as u64 * u64::from(frame);
+    let mut data = Vec::new();
+    file.take(most).read_to_end(&mut data)?;
+    let there = if metadata.is_file() { metadata.len().saturating_sub(head.len() as u64) } else { data.len() as u64 };
+    // Whole frames, as many as a header can tell of.
+    let length = there.min(u64::from(u32::MAX)) as u32 / u32::from(frame) * u32::from(frame);
+    let end = head.len();
+    head[end - 4..].copy_from_slice(&length.to_le_bytes());
+    Ok(Box::new(Cursor::new(head).chain(Cursor::new(data))))
+}
+
+/// Everything before the data of a WAV file; and where the length of these is open, frames a second and bytes of a frame. Of another
+/// file the first bytes, for hound to say what is wrong with them.
+fn head(file: &mut impl Read) -> io::Result<(Vec<u8>, Option<(u32, u16)>)> {
+    let mut head = Vec::new();
+    let mut more = |head: &mut Vec<u8>, count: u32| -> io::Result<bool> {
+        let before = head.len();
+        file.take(count.into()).read_to_end(head)?;
+        Ok(head.len() - before == count as usize)
+    };
+    let number = |head: &[u8], at: usize| u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes"));
+    if !more(&mut head, 12)? || head[..4] != *b"RIFF" || head[8..] != *b"WAVE" {
+        return Ok((head, None));
+    }
+    let mut form = None;
+    while more(&mut head, 8)? {
+        let start = head.len();
+        let (kind, length) = (&head[start - 8..start - 4], number(&head, start - 4));
+        if kind == b"data" {
+            // 0 is open where the file's own length was not known either: else the file is empty, whatever follows.
+            let open = length >= OPEN_LENGTH || (length == 0 && u64::from(number(&head, 4)) + 8 <= start as u64);
+            return Ok((head, form.filter(|_| open)));
+        }
+        let is_format = kind == b"fmt " && length >= 16;
+        if length > LARGEST_CHUNK || !more(&mut head, length)? {
+            break;
+        }
+        if is_format {
+            form = Some((number(&head, start + 4), u16::from_le_bytes([head[start + 12], head[start + 13]])));
+        }
+    }
+    Ok((head, None))
 }
 
 fn mix<T>(
@@ -189,8 +249,40 @@ mod tests {
         let bytes = 2 * 3600 * 32_000u32;
         long[40..44].copy_from_slice(&bytes.to_le_bytes());
         std::fs::write(&path, &long).expect("writable");
-        std::fs::File::options().write(true).open(&path).and_then(|f| f.set_len(44 + u64::from(bytes))).expect("sparse");
+        File::options().write(true).open(&path).and_then(|f| f.set_len(44 + u64::from(bytes))).expect("sparse");
         assert!(matches!(read_wav(&path, 30.0), Err(AudioError::TooLong { seconds, .. }) if seconds == 7200.0));
+    }
+
+    /// What programs write that cannot go back to the header: `ffmpeg … -`, `arecord`, sox, and those that were stopped.
+    #[test]
+    fn a_length_that_was_left_open_is_what_is_there() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("piped.wav");
+        let read = |bytes: &[u8], limit| {
+            std::fs::write(&path, bytes).expect("writable");
+            read_wav(&path, limit)
+        };
+        for (bits, channels) in [(16, 1), (24, 2), (32, 1)] {
+            let good = std::fs::read(tone(dir.path(), 16_000, bits, channels, 0.1)).expect("there");
+            let expected = read(&good, 30.0).expect("readable");
+            let data = good.windows(4).position(|four| four == b"data").expect("it has data") + 4;
+            let all = u32::MAX.to_le_bytes();
+            for (riff, length) in [(all, all), ([0; 4], [0; 4]), (36u32.to_le_bytes(), [0; 4]), (all, 0x8000_0000u32.to_le_bytes())] {
+                let mut open = good.clone();
+                open[4..8].copy_from_slice(&riff);
+                open[data..data + 4].copy_from_slice(&length);
+                assert_eq!(read(&open, 30.0).expect("readable"), expected, "{bits} bits, {channels} channels, {length:?}");
+                assert!(matches!(read(&open, 0.05), Err(AudioError::TooLong { seconds, .. }) if (seconds - 0.1).abs() < 1e-6));
+                open.push(7); // part of a sample
+                assert_eq!(read(&open, 30.0).expect("readable"), expected);
+                open.truncate(data + 4);
+                assert!(matches!(read(&open, 30.0), Err(AudioError::NoSamples { .. })));
+            }
+            // An empty one whose file goes on behind the data is empty.
+            let mut empty = good.clone();
+            empty[data..data + 4].fill(0);
+            assert!(matches!(read(&empty, 30.0), Err(AudioError::NoSamples { .. })));
+        }
     }
 
     #[test]
