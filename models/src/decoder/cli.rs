@@ -23,7 +23,7 @@ pub struct Args {
     /// JSON file with the network's sizes (default: the release `nano`)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Steps of the whole run
+    /// Steps of the whole run; a run may be resumed with another number (the learning rate follows it)
     #[arg(long, default_value_t = 3_500, value_name = "N")]
     steps: u64,
     /// Crops a step

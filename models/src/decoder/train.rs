@@ -20,6 +20,8 @@ use crate::train::{CommonArgs, Next, Optimizer, OptimizerConfig, Run, step_rng};
 pub struct TrainConfig {
     pub model: DecoderConfig,
     pub optimizer: OptimizerConfig,
+    /// A run may be resumed with another number (the learning rate follows it).
+    #[serde(skip)]
     pub steps: u64,
     pub seed: u64,
     /// Crops a step.
@@ -327,13 +329,16 @@ mod tests {
             save_every: 3,
         };
         let schedule = Schedule { check_every: 4, by_time: false };
-        let go = |folder: &Path, minutes| train(config(8), &clips, &clips, &args(folder, minutes), schedule).expect("trained");
-        let expected = go(whole.path(), None);
-        while !std::fs::read_to_string(parts.path().join("state/step")).is_ok_and(|step| step == "8") {
-            go(parts.path(), Some(0.0)); // one step a call
+        let go = |folder: &Path, steps, minutes| train(config(steps), &clips, &clips, &args(folder, minutes), schedule).expect("trained");
+        let done = |folder: &Path| std::fs::read_to_string(folder.join("state/step")).unwrap_or_default();
+        let expected = go(whole.path(), 8, None);
+        while done(parts.path()) != "8" {
+            go(parts.path(), 8, Some(0.0)); // one step a call
         }
         let resumed = load(&parts.path().join("checkpoint"), &Device::flex()).expect("a checkpoint");
         let units = [3, 3, 11, 11, 3];
         assert_eq!(values(expected.decode(&units)), values(resumed.decode(&units)));
+        go(parts.path(), 10, None);
+        assert_eq!(done(parts.path()), "10", "more steps than before");
     }
 }

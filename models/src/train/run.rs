@@ -49,7 +49,12 @@ impl Run {
         let config: serde_json::Value = serde_json::from_slice(&text).context("while reading the configuration again")?;
         if path.exists() {
             let bytes = std::fs::read(&path).with_context(|| format!("while reading {}", path.display()))?;
-            let before = serde_json::from_slice(&bytes).with_context(|| format!("while reading {}", path.display()))?;
+            let mut before: serde_json::Value =
+                serde_json::from_slice(&bytes).with_context(|| format!("while reading {}", path.display()))?;
+            // The decoder once noted its steps here, which may change.
+            if let serde_json::Value::Object(fields) = &mut before {
+                fields.remove("steps");
+            }
             if let Some(field) = difference(&before, &config, "") {
                 bail!("{} holds a run with another configuration ({field}): give another --output or remove that folder", dir.display());
             }
@@ -90,6 +95,7 @@ impl Run {
             std::fs::rename(&aside, &state).with_context(|| format!("while taking back {}", aside.display()))?;
         }
         if !state.exists() {
+            self.truncate_log(0)?; // of a run that was killed before its first save
             return Ok((model, optimizer, 0));
         }
         let load = || format!("while resuming from {} (remove it to start again)", state.display());
@@ -105,7 +111,7 @@ impl Run {
         Ok((model, optimizer, step))
     }
 
-    /// Steps after the last save are done again: their log lines go.
+    /// Steps after the last save are done again: their log lines go, and with them one that a kill tore.
     fn truncate_log(&mut self, step: u64) -> Result<()> {
         let path = self.dir.join("log.jsonl");
         let text = std::fs::read_to_string(&path).with_context(|| format!("while reading {}", path.display()))?;
@@ -233,10 +239,37 @@ mod tests {
     }
 
     #[test]
+    fn a_run_killed_before_its_first_save_leaves_no_lines() {
+        let (whole, killed) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let expected = train(whole.path(), 9);
+        train(killed.path(), 1);
+        let log = killed.path().join("log.jsonl");
+        let mut torn = std::fs::read_to_string(&log).expect("a log");
+        torn.push_str("{\"step\":2,\"lo");
+        std::fs::write(&log, torn).expect("written");
+        assert_eq!(train(killed.path(), 9), expected);
+        assert_eq!(std::fs::read_to_string(log).expect("a log"), std::fs::read_to_string(whole.path().join("log.jsonl")).expect("a log"));
+    }
+
+    #[test]
+    fn a_state_that_a_kill_left_aside_is_taken_back() {
+        let (whole, killed) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let expected = train(whole.path(), 9);
+        train(killed.path(), 4);
+        std::fs::rename(killed.path().join("state"), killed.path().join("state.old")).expect("renamed");
+        assert_eq!(train(killed.path(), 9), expected[4..]);
+    }
+
+    #[test]
     fn another_configuration_is_refused_by_field() {
         let dir = tempfile::tempdir().expect("a folder");
         Run::open(dir.path(), &serde_json::json!({"model": {"d": 1, "beta": 0.98f32}}), 1, &args(dir.path())).expect("opened");
         Run::open(dir.path(), &serde_json::json!({"model": {"d": 1, "beta": 0.98f32}}), 1, &args(dir.path())).expect("the same");
+        let path = dir.path().join("config.json");
+        let older = std::fs::read_to_string(&path).expect("written").replacen('{', "{\"steps\": 3500,", 1);
+        std::fs::write(path, older).expect("written");
+        Run::open(dir.path(), &serde_json::json!({"model": {"d": 1, "beta": 0.98f32}}), 1, &args(dir.path()))
+            .expect("the same but for the steps");
         let error =
             Run::open(dir.path(), &serde_json::json!({"model": {"d": 2, "beta": 0.98f32}}), 1, &args(dir.path())).err().expect("refused");
         assert!(error.to_string().contains("model.d: 1 there, 2 now"), "{error}");
