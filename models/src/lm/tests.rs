@@ -79,6 +79,19 @@ fn config(vocabulary: &Vocabulary) -> TrainConfig {
 
 /// Trains in `dir` for `total` steps, or one step at a time.
 fn run(dir: &std::path::Path, config: &TrainConfig, vocabulary: &Vocabulary, material: &Material, total: u64, one: bool) -> Network {
+    run_on(1, dir, config, vocabulary, material, total, one)
+}
+
+/// The same on so many threads.
+fn run_on(
+    threads: usize,
+    dir: &std::path::Path,
+    config: &TrainConfig,
+    vocabulary: &Vocabulary,
+    material: &Material,
+    total: u64,
+    one: bool,
+) -> Network {
     let minutes = one.then_some(0.0);
     let args =
         CommonArgs { corpus: dir.into(), output: dir.into(), minutes, seed: config.seed, device: DeviceChoice::Cpu, save_every: total };
@@ -90,7 +103,7 @@ fn run(dir: &std::path::Path, config: &TrainConfig, vocabulary: &Vocabulary, mat
         dev: &dev,
         device: Device::flex(),
         fused: true,
-        threads: 1,
+        threads,
         finish_in: None,
     };
     train(config, &resources, Run::open(dir, config, total, &args).expect("opened")).expect("trained")
@@ -134,16 +147,19 @@ fn the_same_seed_gives_the_same_losses_and_a_resumed_run_goes_on_exactly() {
     let mut config = config(&vocabulary);
     config.mix = MixConfig::default();
     config.model.vocab_size = vocabulary.len();
-    let dirs = [(); 3].map(|()| tempfile::tempdir().expect("a folder"));
-    run(dirs[0].path(), &config, &vocabulary, &material, 20, false);
-    run(dirs[1].path(), &config, &vocabulary, &material, 20, false);
-    assert_eq!(losses(dirs[0].path()), losses(dirs[1].path()));
-    for _ in 0..3 {
-        run(dirs[2].path(), &config, &vocabulary, &material, 20, true);
+    // models/train.sh trains on two threads.
+    for threads in [1, 2] {
+        let dirs = [(); 3].map(|()| tempfile::tempdir().expect("a folder"));
+        let go = |dir: usize, one| run_on(threads, dirs[dir].path(), &config, &vocabulary, &material, 20, one);
+        go(0, false);
+        go(1, false);
+        assert_eq!(losses(dirs[0].path()), losses(dirs[1].path()), "{threads} threads");
+        for _ in 0..3 {
+            go(2, true);
+        }
+        go(2, false);
+        assert_eq!(losses(dirs[0].path()), losses(dirs[2].path()), "{threads} threads, resumed");
     }
-    run(dirs[2].path(), &config, &vocabulary, &material, 20, false);
-    let (whole, resumed) = (losses(dirs[0].path()), losses(dirs[2].path()));
-    assert_eq!(whole, resumed);
 }
 
 #[test]

@@ -27,14 +27,20 @@ pub struct CtcLoss {
 
 /// Loss of a batch of logits `[B, frames, classes]`; utterance i uses its first `lengths[i]` frames and must spell `targets[i]` (classes ≥ 1; may be empty).
 pub fn ctc_loss(logits: &[f32], frames: usize, classes: usize, lengths: &[usize], targets: &[Vec<u16>], prior_scale: f32) -> CtcLoss {
-    let mut gradient = softmax_rows(logits, classes);
-    let scales = prior_factors(&gradient, frames, classes, lengths, prior_scale);
+    let probabilities = softmax_rows(logits, classes);
+    let factors = prior_factors(&probabilities, frames, classes, lengths, prior_scale);
+    loss_with(&factors, probabilities, frames, classes, lengths, targets)
+}
+
+/// The same with the factors of the priors given, which the gradient holds constant.
+fn loss_with(factors: &[f64], probabilities: Vec<f32>, frames: usize, classes: usize, lengths: &[usize], targets: &[Vec<u16>]) -> CtcLoss {
+    let mut gradient = probabilities;
     let results: Vec<Option<f64>> = gradient
         .par_chunks_mut(frames * classes)
         .zip(lengths.par_iter().zip(targets))
         .map(|(rows, (length, target))| {
             rows[length * classes..].fill(0.0);
-            let loss = utterance(&mut rows[..length * classes], classes, target, &scales);
+            let loss = utterance(&mut rows[..length * classes], classes, target, factors);
             if loss.is_none() {
                 rows.fill(0.0);
             }
@@ -222,18 +228,22 @@ mod tests {
     #[test]
     fn the_gradient_agrees_with_finite_differences_and_what_does_not_fit_is_left_out() {
         let (mut logits, lengths, targets) = case();
-        let result = ctc_loss(&logits, 9, CLASSES, &lengths, &targets, 0.0);
-        assert_eq!(result.skipped, 1);
-        assert!(result.gradient[3 * 9 * CLASSES..].iter().all(|g| *g == 0.0));
-        for i in 0..logits.len() {
-            let (value, h) = (logits[i], 1e-2f32);
-            let mut loss_at = |x: f32| {
-                logits[i] = x;
-                ctc_loss(&logits, 9, CLASSES, &lengths, &targets, 0.0).loss
-            };
-            let numeric = (loss_at(value + h) - loss_at(value - h)) / (2.0 * f64::from(h));
-            logits[i] = value;
-            assert!((numeric - f64::from(result.gradient[i])).abs() < 1e-3, "{i}: {numeric} {}", result.gradient[i]);
+        // Training has 0.3; a strong prior shows a gradient that would leave it out.
+        for prior_scale in [0.0, 0.3, 1.0] {
+            let result = ctc_loss(&logits, 9, CLASSES, &lengths, &targets, prior_scale);
+            assert_eq!(result.skipped, 1);
+            assert!(result.gradient[3 * 9 * CLASSES..].iter().all(|g| *g == 0.0));
+            let factors = prior_factors(&softmax_rows(&logits, CLASSES), 9, CLASSES, &lengths, prior_scale);
+            for i in 0..logits.len() {
+                let (value, h) = (logits[i], 1e-2f32);
+                let mut loss_at = |x: f32| {
+                    logits[i] = x;
+                    loss_with(&factors, softmax_rows(&logits, CLASSES), 9, CLASSES, &lengths, &targets).loss
+                };
+                let numeric = (loss_at(value + h) - loss_at(value - h)) / (2.0 * f64::from(h));
+                logits[i] = value;
+                assert!((numeric - f64::from(result.gradient[i])).abs() < 1e-3, "{prior_scale}, {i}: {numeric} {}", result.gradient[i]);
+            }
         }
     }
 

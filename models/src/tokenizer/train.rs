@@ -362,14 +362,14 @@ mod tests {
     fn a_run_stopped_at_every_step_equals_an_uninterrupted_one() {
         let (tones, device) = (Tones::new(40), Device::flex());
         let (whole, parts) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
-        let steps = Steps { ctc: 6, hubert: 4, robust: 3 };
+        let steps = Steps { ctc: 20, hubert: 4, robust: 3 };
         assert!(train(&config(), steps, &args(whole.path(), None), &tones, &tones, &device).expect("trains"));
         let mut calls = 0;
         while !train(&config(), steps, &args(parts.path(), Some(0.0)), &tones, &tones, &device).expect("trains") {
             calls += 1;
-            assert!(calls < 20);
+            assert!(calls < 40);
         }
-        assert!(calls > 5);
+        assert!(calls > 20);
         for stage in ["ctc", "hubert", "robust"] {
             assert_eq!(losses_of(&whole.path().join(stage)), losses_of(&parts.path().join(stage)), "{stage}");
         }
