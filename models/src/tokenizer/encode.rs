@@ -62,6 +62,15 @@ struct Manifest {
     /// Units by which replies are moved.
     #[serde(default)]
     lag: usize,
+    /// Augmented copies that the last call asked for; there may be folders of more. None before the first call is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    copies: Option<usize>,
+}
+
+impl Manifest {
+    fn write(&self, folder: &Path) -> Result<(), UnitsError> {
+        Ok(write_atomically(&folder.join("units.json"), &serde_json::to_vec_pretty(self).expect("a plain struct is JSON"))?)
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -102,17 +111,17 @@ pub fn encode_corpus(
     let path = checkpoint.join("model.safetensors");
     let weights = fs::read(&path).map_err(|source| UnitsError::Io { what: "read", path, source })?;
     let hash: String = Sha256::digest(&weights).iter().map(|byte| format!("{byte:02x}")).collect();
-    let manifest = Manifest { version: MANIFEST_VERSION, units: config.units, checkpoint_sha256: hash, lag: config.lag };
+    let manifest = Manifest { version: MANIFEST_VERSION, units: config.units, checkpoint_sha256: hash, lag: config.lag, copies: None };
     let at = |source, what| UnitsError::Io { what, path: output.to_owned(), source };
     fs::create_dir_all(output).map_err(|source| at(source, "make"))?;
     let _held = crate::lock::hold(output).map_err(|source| at(source, "use"))?;
     let path = output.join("units.json");
     if path.exists() {
-        if read_json::<Manifest>(&path)? != manifest {
+        if (Manifest { copies: None, ..read_json(&path)? }) != manifest {
             return Err(UnitsError::OtherTokenizer { path: output.to_owned() });
         }
     } else {
-        write_atomically(&path, &serde_json::to_vec_pretty(&manifest).expect("a plain struct is JSON"))?;
+        manifest.write(output)?;
     }
 
     let encoder = Encoder { model, config, device: device.clone(), threads: options.threads.max(1), progress: &progress };
@@ -157,7 +166,7 @@ pub fn encode_corpus(
         });
         encoder.encode(augmented.collect(), &output.join(format!("questions-{copy}")))?;
     }
-    Ok(())
+    Manifest { copies: Some(options.copies), ..manifest }.write(output)
 }
 
 /// FNV-1a: the same on every machine and in every build.
@@ -305,7 +314,8 @@ impl UnitStore {
     pub fn open(folder: &Path) -> Result<Self, UnitsError> {
         let manifest: Manifest = read_json(&folder.join("units.json"))?;
         let mut questions = vec![Store::open(&folder.join("questions"))?.0];
-        while folder.join(format!("questions-{}", questions.len())).exists() {
+        let wanted = manifest.copies.unwrap_or(usize::MAX);
+        while questions.len() <= wanted && folder.join(format!("questions-{}", questions.len())).exists() {
             questions.push(Store::open(&folder.join(format!("questions-{}", questions.len())))?.0);
         }
         Ok(Self { units: manifest.units, questions, replies: Store::open(&folder.join("replies"))?.0 })
@@ -384,5 +394,19 @@ mod tests {
         assert_eq!(store.get("d").map(<[u16]>::len), Some(7));
         fs::write(folder.path().join("0001.u16"), [0; 4]).expect("writes");
         assert!(matches!(Store::open(folder.path()), Err(UnitsError::Format { .. })));
+    }
+
+    #[test]
+    fn copies_that_are_no_longer_asked_for_are_left_out() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for name in ["questions", "questions-1", "questions-2", "replies"] {
+            fs::create_dir(folder.path().join(name)).expect("made");
+        }
+        let open = |copies| {
+            let manifest = Manifest { version: MANIFEST_VERSION, units: 12, checkpoint_sha256: String::new(), lag: 0, copies };
+            manifest.write(folder.path()).expect("written");
+            UnitStore::open(folder.path()).expect("opens").copies()
+        };
+        assert_eq!([None, Some(0), Some(1), Some(2)].map(open), [2, 0, 1, 2]);
     }
 }
