@@ -39,7 +39,7 @@ pub fn phonemise(words: &BTreeSet<String>) -> Result<BTreeMap<String, Vec<String
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| super::synthesis::not_started("espeak-ng", "espeak-ng", &error))?;
+        .map_err(|error| super::process::not_started("espeak-ng", "espeak-ng", &error))?;
     let mut input = child.stdin.take().expect("piped above");
     // in isolation the article would be the letter's name
     let lines = words.iter().fold(String::new(), |text, word| text + word + "\n");

@@ -66,6 +66,9 @@ pub struct Manifest {
     pub swapped: usize,
     pub replies: usize,
     pub recordings: usize,
+    /// Of the recordings' ids and texts; empty without any, and in corpora of older versions.
+    #[serde(default)]
+    pub recordings_sha256: String,
     pub grammar_sha256: String,
     pub synthesisers_sha256: String,
     pub words: usize,
@@ -82,6 +85,12 @@ pub struct Manifest {
 
 fn sha256(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Which recordings there are and what is said in them.
+fn listed(recordings: &[Recording]) -> String {
+    let lines: String = recordings.iter().map(|recording| format!("{}|{}\n", recording.id, recording.text)).collect();
+    if lines.is_empty() { lines } else { sha256(&lines) }
 }
 
 fn write_file(path: &Path, text: &str) -> Result<(), Error> {
@@ -236,7 +245,11 @@ fn begin(options: &Options, manifest: &Manifest, grammar: &str, synthesisers: &s
             ("questions", before.questions == manifest.questions),
             ("number of swapped questions", before.swapped == manifest.swapped),
             ("replies", before.replies == manifest.replies),
-            ("recordings", before.recordings == manifest.recordings),
+            ("number of recordings", before.recordings == manifest.recordings),
+            (
+                "list of recordings (metadata.csv)",
+                before.recordings_sha256.is_empty() || before.recordings_sha256 == manifest.recordings_sha256,
+            ),
             ("grammar", before.grammar_sha256 == manifest.grammar_sha256),
             ("synthesisers", before.synthesisers_sha256 == manifest.synthesisers_sha256),
         ];
@@ -291,6 +304,7 @@ pub fn make(options: &Options) -> Result<Manifest, Error> {
         swapped: swapped.len(),
         replies: replies.len(),
         recordings: recordings.len(),
+        recordings_sha256: listed(&recordings),
         grammar_sha256: sha256(&grammar_text),
         synthesisers_sha256: sha256(&synthesisers_text),
         words: vocabulary.len(),

@@ -15,6 +15,7 @@ mod grammar;
 pub mod lexicon;
 mod make;
 pub mod numbers;
+mod process;
 mod reader;
 mod recordings;
 pub mod store;

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use rand::Rng;
 use serde::Deserialize;
 
+use super::process::execute;
 use super::{Error, wave};
 
 /// The file `synthesisers.toml`: the agent's own voice and the users' voices.
@@ -163,15 +163,6 @@ pub enum Voice {
     Command { name: String, command: Vec<String>, warp: f64 },
 }
 
-/// The error of a program that did not start, with what to install.
-pub(super) fn not_started(program: &str, package: &str, error: &std::io::Error) -> Error {
-    Error::Synthesiser(if error.kind() == std::io::ErrorKind::NotFound {
-        format!("{program} is not installed: on Debian or Ubuntu, `apt-get install {package}`")
-    } else {
-        format!("{program} could not be started: {error}")
-    })
-}
-
 impl Synthesisers {
     /// Reads `synthesisers.toml` and checks that every test set and training have voices.
     ///
@@ -289,16 +280,6 @@ impl Synthesisers {
         }
         voice
     }
-}
-
-fn execute(program: &str, package: &str, arguments: &[String]) -> Result<String, Error> {
-    let output =
-        Command::new(program).args(arguments).stdin(Stdio::null()).output().map_err(|error| not_started(program, package, &error))?;
-    if !output.status.success() {
-        let errors = String::from_utf8_lossy(&output.stderr);
-        return Err(Error::Synthesiser(format!("{program} {}: {}: {}", arguments.join(" "), output.status, errors.trim())));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 impl Voice {
@@ -462,6 +443,45 @@ mod tests {
         let missing = Voice::Command { name: "some-package".to_owned(), command: vec!["no-such-synthesiser".to_owned()], warp: 1.0 };
         let error = missing.speak("hello", &folder.path().join("a.wav")).unwrap_err().to_string();
         assert!(error.contains("no-such-synthesiser is not installed") && error.contains("apt-get install"), "{error}");
+    }
+
+    const MINE: &str = r#"
+        version = 1
+        [agent]
+        voice = "slt"
+        [[user]]
+        kind = "command"
+        weight = 2.0
+        name = "mine"
+        command = ["flite", "-t", "{text}", "-o", "{wav}"]
+        warp = [1.0, 1.0]
+        [[user]]
+        kind = "command"
+        weight = 1.0
+        name = "theirs"
+        command = ["flite", "-voice", "awb", "-t", "{text}", "-o", "{wav}"]
+        held_out = true
+        warp = [0.9, 1.1]
+    "#;
+
+    #[test]
+    fn commands_in_the_file_are_drawn_and_held_out() {
+        let all = Synthesisers::parse(Path::new("s.toml"), MINE).unwrap();
+        assert_eq!(all.sets().collect::<Vec<_>>(), ["trained", "synthesiser"]);
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
+        for _ in 0..100 {
+            assert_eq!(all.draw_for_training(&mut rng).name(), "mine");
+            assert_eq!(all.draw(&mut rng, "synthesiser").name(), "theirs");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        assert!(all.draw(&mut rng, "synthesiser").speak("hello there", &folder.path().join("a.wav")).unwrap().len() > 8_000);
+        for part in ["{text}", "{wav}"] {
+            let error = Synthesisers::parse(Path::new("s.toml"), &MINE.replacen(part, "x", 1)).unwrap_err().to_string();
+            assert!(error.contains(&format!("has no {part}")), "{error}");
+        }
+        let none = MINE.replacen("weight = 2.0", "weight = 2.0\nheld_out = true", 1);
+        let error = Synthesisers::parse(Path::new("s.toml"), &none).unwrap_err().to_string();
+        assert!(error.contains("no voices to train on"), "{error}");
     }
 
     #[test]

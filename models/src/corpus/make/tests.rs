@@ -64,6 +64,13 @@ fn recordings_join_with_a_transcript_only() {
     std::fs::write(mine.join("metadata.csv"), lines).unwrap();
     let options = Options { questions: 20, swapped: 0, recordings: Some(mine), ..options(&folder.path().join("corpus")) };
     assert_eq!(make(&options).unwrap().recordings, 3);
+    let metadata = options.recordings.as_ref().unwrap().join("metadata.csv");
+    let listed = std::fs::read_to_string(&metadata).unwrap();
+    std::fs::write(&metadata, listed.replace("r1|Turn on", "r1|Turn off")).unwrap();
+    let error = make(&options).unwrap_err().to_string();
+    assert!(error.contains("metadata.csv"), "{error}");
+    std::fs::write(&metadata, listed).unwrap();
+    make(&options).unwrap();
     let corpus = Corpus::open(&options.output).unwrap();
     let all = [Split::Train, Split::Dev, Split::Test].into_iter().flat_map(|split| corpus.questions(split));
     let recorded: Vec<&Utterance> = all.filter(|utterance| utterance.set == "recordings").collect();
