@@ -45,6 +45,7 @@ check() { # name, command...
     echo "FAILED: $name"
   fi
 }
+check "models/train.sh goes on after a kill and is quick when all is done" tests/train.sh "$scratch"
 listening=(tests/listen.py --agent "${CARGO_TARGET_DIR:-target}/debug/sa-agent" --bundle models/pretrained/nano/bundle --samples models/pretrained/nano/samples)
 [ ! -x "$PYTHON" ] || listening+=(--judge "$PYTHON")
 check "a conversation over a microphone and a speaker (PulseAudio)" python3 "${listening[@]}" --scratch "$scratch"
