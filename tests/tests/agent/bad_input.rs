@@ -159,6 +159,35 @@ fn silence_is_told_and_noise_gets_an_answer() -> Result<()> {
     Ok(())
 }
 
+/// A question that music plays over, and one that lets wait for itself: understood, or answered with words, but no failure.
+#[test]
+fn a_question_in_music_and_a_late_one_are_answered() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let question = plain_question()?;
+    let (speech, _) = read_wav(&question.wav)?;
+    let power = |samples: &[f32]| samples.iter().map(|sample| sample * sample).sum::<f32>() / samples.len() as f32;
+    // A chord that changes twice a second, each tone with its overtones.
+    let tone =
+        |f: f32, t: usize| (1..5).map(|k| (t as f32 * f * k as f32 * std::f32::consts::TAU / 16_000.0).sin() / k as f32).sum::<f32>();
+    let roots = [220.0, 174.6, 261.6, 196.0];
+    let music: Vec<f32> = (0..speech.len()).map(|t| [1.0, 1.26, 1.5].iter().map(|f| tone(roots[t / 8_000 % 4] * f, t)).sum()).collect();
+    let gain = (power(&speech) / (10.0 * power(&music))).sqrt();
+    let in_music = speech.iter().zip(&music).map(|(speech, music)| (speech + gain * music).clamp(-1.0, 1.0)).collect();
+    let late = std::iter::repeat_n(0.0, 5 * 16_000).chain(speech.iter().copied()).collect();
+    for (name, audio) in [("music at 10 dB", in_music), ("after 5 s of silence", late)] {
+        let audio: Vec<f32> = audio;
+        let (wav, answer) = (folder.path().join("q.wav"), folder.path().join("a.wav"));
+        write_wav(&wav, &audio, PLAIN)?;
+        let outcome = Talk::new().input(&wav).output(&answer).run()?.succeeded().with_context(|| name.to_owned())?;
+        let turns = outcome.of_kind("turn")?;
+        println!("{name}: {}", outcome.brief());
+        ensure!(turns.len() == 1 && turns[0]["reply_text"].as_str().is_some_and(|reply| !reply.is_empty()), "{name}: {}", outcome.brief());
+        ensure!(read_wav(&answer)?.0.len() > 3_200, "{name}: no answer to be heard");
+        fs::remove_file(&answer)?;
+    }
+    Ok(())
+}
+
 /// Two hours, most of it a hole in the file: neither the memory nor the patience of a whole file.
 #[test]
 fn a_file_of_two_hours_is_told_early() -> Result<()> {
