@@ -83,24 +83,32 @@ pub fn read_wav(path: &Path, limit: f64) -> Result<Vec<f32>, AudioError> {
 /// to the header. What is there then counts; a little more than `limit` seconds of it is read.
 fn with_length(file: File, metadata: &Metadata, limit: f64) -> io::Result<Box<dyn Read>> {
     let mut file = BufReader::new(file);
-    let (mut head, frame) = head(&mut file)?;
-    let Some((rate, frame)) = frame.filter(|(rate, frame)| *rate > 0 && *frame > 0) else {
+    let (mut head, frames) = head(&mut file)?;
+    let Some(Frames { rate, bytes }) = frames.filter(|frames| RATES.contains(&frames.rate) && frames.bytes > 0) else {
         return Ok(Box::new(Cursor::new(head).chain(file)));
     };
-    let most = ((limit + 1.0) * f64::from(rate)) as u64 * u64::from(frame);
+    let most = ((limit + 1.0) * f64::from(rate)) as u64 * u64::from(bytes);
     let mut data = Vec::new();
     file.take(most).read_to_end(&mut data)?;
     let there = if metadata.is_file() { metadata.len().saturating_sub(head.len() as u64) } else { data.len() as u64 };
     // Whole frames, as many as a header can tell of.
-    let length = there.min(u64::from(u32::MAX)) as u32 / u32::from(frame) * u32::from(frame);
+    let length = there.min(u64::from(u32::MAX)) as u32 / u32::from(bytes) * u32::from(bytes);
     let end = head.len();
     head[end - 4..].copy_from_slice(&length.to_le_bytes());
     Ok(Box::new(Cursor::new(head).chain(Cursor::new(data))))
 }
 
-/// Everything before the data of a WAV file; and where the length of these is open, frames a second and bytes of a frame. Of another
-/// file the first bytes, for hound to say what is wrong with them.
-fn head(file: &mut impl Read) -> io::Result<(Vec<u8>, Option<(u32, u16)>)> {
+/// A frame has a sample of each channel.
+struct Frames {
+    /// A second.
+    rate: u32,
+    /// Of a frame.
+    bytes: u16,
+}
+
+/// Everything before the data of a WAV file; and where the length of these is open, what they consist of. Of another file the first
+/// bytes, for hound to say what is wrong with them.
+fn head(file: &mut impl Read) -> io::Result<(Vec<u8>, Option<Frames>)> {
     let mut head = Vec::new();
     let mut more = |head: &mut Vec<u8>, count: u32| -> io::Result<bool> {
         let before = head.len();
@@ -125,7 +133,8 @@ fn head(file: &mut impl Read) -> io::Result<(Vec<u8>, Option<(u32, u16)>)> {
             break;
         }
         if is_format {
-            form = Some((number(&head, start + 4), u16::from_le_bytes([head[start + 12], head[start + 13]])));
+            let bytes = u16::from_le_bytes([head[start + 12], head[start + 13]]);
+            form = Some(Frames { rate: number(&head, start + 4), bytes });
         }
     }
     Ok((head, None))
