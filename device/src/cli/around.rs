@@ -93,28 +93,21 @@ impl Company {
         }
     }
 
-    /// A turn of a live conversation is over.
-    fn heard_turn(&mut self, turn: &Turn, question: &[i16]) {
-        if let Some(log) = &mut self.log {
-            log.turn_with(turn, question.to_vec());
-        }
-    }
-
     /// In a live conversation.
     pub fn happening(&mut self, happening: &Happening) {
+        if let Some(log) = &mut self.log {
+            log.happening(happening);
+        }
         match happening {
             Happening::State { state: State::Listening, .. } => self.events.signal(&Signal::Listening),
             Happening::State { state: State::Idle, .. } => self.events.signal(&Signal::Idle),
             Happening::State { .. } => {}
             Happening::Wake { .. } => self.events.signal(&Signal::Wake),
             Happening::Agent(event) => self.event(event),
-            Happening::Settled { turn, question, .. } => {
-                if turn.stopped == Stopped::Interrupted {
-                    self.events.signal(&Signal::Interrupted { turn_id: turn.turn_id });
-                }
-                self.heard_turn(turn, question);
+            Happening::Settled { turn, .. } if turn.stopped == Stopped::Interrupted => {
+                self.events.signal(&Signal::Interrupted { turn_id: turn.turn_id });
             }
-            Happening::Failed { turn, question } => self.heard_turn(turn, question),
+            Happening::Settled { .. } | Happening::Failed { .. } | Happening::Abandoned { .. } => {}
             Happening::Due(due) => self.events.signal(&Signal::Due(due)),
             Happening::Problem { message } => self.events.signal(&Signal::Error { message }),
         }
@@ -133,13 +126,6 @@ impl Company {
         }
         self.events.signal(&Signal::Error { message });
         self.events.signal(&Signal::Idle);
-    }
-
-    /// The agent remembers these turns and no others.
-    pub fn recalled(&mut self, turns: &[Turn]) {
-        if let Some(log) = &mut self.log {
-            log.recalled(turns);
-        }
     }
 
     /// Tells what fell due and what went wrong. To be called between turns, or about once a second.

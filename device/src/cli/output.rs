@@ -99,7 +99,8 @@ impl Screen {
         }
         match happening {
             // Told when it is known how much of it was heard.
-            Happening::Agent(Event::Turn(_)) | Happening::State { .. } | Happening::Failed { .. } => Ok(()),
+            Happening::Agent(Event::Turn(_)) | Happening::State { .. } => Ok(()),
+            Happening::Failed { .. } | Happening::Abandoned { .. } => Ok(()),
             Happening::Wake { .. } => writeln!(io::stdout().lock(), "(awake)"),
             Happening::Agent(event) => self.event(event),
             Happening::Due(due) => self.due(due),

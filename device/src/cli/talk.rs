@@ -7,8 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use sa_device::audio::{self, AudioDevice, AudioError, Pace, WavDevice};
-use sa_device::field::Past;
-use sa_device::pipeline::{Agent, AgentError, Event, Turn};
+use sa_device::pipeline::{Agent, AgentError, Event, Past, Turn};
 use sa_device::tools::Tools;
 
 use super::Usage;
@@ -70,14 +69,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     if !history.is_empty() {
         agent.recall(&history)?;
-        company.recalled(&history);
     }
     let (mut failed, mut first) = (false, true);
     company.look(agent.tools(), &mut screen)?;
     while let Some(capture) = device.capture()? {
         if args.fresh && !std::mem::take(&mut first) {
             agent.recall(&history)?;
-            company.recalled(&history);
         }
         let capture = company.begins(capture);
         let mut shown = Ok(());

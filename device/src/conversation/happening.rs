@@ -53,6 +53,14 @@ pub enum Happening {
         #[serde(skip)]
         question: Vec<i16>,
     },
+    /// An answer was made, its tools carried out, and thrown away before it was heard: the user went on or wanted silence, or it took too
+    /// long. It is not remembered.
+    Abandoned {
+        turn: Box<Turn>,
+        /// The question as it was heard, 16 kHz; for the field log.
+        #[serde(skip)]
+        question: Vec<i16>,
+    },
     /// A timer, an alarm or a reminder.
     Due(Due),
     /// Something failed; the conversation goes on.

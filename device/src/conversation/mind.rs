@@ -62,6 +62,8 @@ pub enum Report {
     Done(u64),
     /// The turn is remembered, as far as it was heard; with the samples of the question (16 kHz, 16 bit).
     Settled(Box<Turn>, Vec<i16>),
+    /// An answer was made, and thrown away before it was heard; with the samples of the question.
+    Abandoned(Box<Turn>, Vec<i16>),
     /// What fell due; what could not be kept; whether something rings.
     Due(Vec<Due>, Option<String>, bool),
     /// The question is lost; with the turn and the question as they were, where it was being answered.
@@ -243,7 +245,9 @@ impl Worker {
             Order::Say(question, text) if shared.wants(question) => self.say(question, &text, report),
             Order::Begin { .. } | Order::Say(..) => Ok(()),
             Order::Abandon => {
-                self.pending = None;
+                if let Some((turn, question)) = self.pending.take() {
+                    report(Report::Abandoned(Box::new(turn), question));
+                }
                 self.agent.abandon()
             }
             Order::Settle(heard) => {

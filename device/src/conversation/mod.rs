@@ -451,6 +451,7 @@ impl<D: Duplex> Conversation<D> {
                 w.voice_to_voice = w.endpoint + w.first_text + w.first_audio + w.playback + w.audible;
                 tell(&Happening::Settled { turn, waited_ms: *w, question });
             }
+            Report::Abandoned(turn, question) => tell(&Happening::Abandoned { turn, question }),
             // Of a question that nobody asks any more.
             Report::Samples(..) | Report::Done(_) => {}
             // `Mind::report` makes an error of it.

@@ -5,8 +5,8 @@
 //! DIR/00003-000017.jsonl       session 3, turn 17: one line, see `Record`; its presence makes the turn complete
 //! DIR/00003-000017.wav         the question as it was heard, 16 kHz, 16 bit; absent where only units are kept
 //! ```
-//! - [`FieldLog`] writes: [`FieldLog::tap`] before a turn, [`FieldLog::turn`] after it. The disk is written by a thread of its own,
-//!   and nothing that happens to it disturbs the conversation.
+//! - [`FieldLog`] writes: [`FieldLog::tap`] before a turn, [`FieldLog::turn`] after it; live, [`FieldLog::happening`]. The disk is written
+//!   by a thread of its own, and nothing that happens to it disturbs the conversation.
 //! - [`read`] reads a log, [`replay`] puts its turns through the pipeline again and compares the decisions.
 //!
 //! Files are written beside their place and renamed, readable by their owner alone. The oldest turns are removed when the log is
@@ -17,7 +17,6 @@ pub mod replay;
 mod store;
 mod tap;
 
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -25,14 +24,15 @@ use std::thread::JoinHandle;
 
 use sha2::{Digest, Sha256};
 
-pub use record::{BundleId, Logged, LoggedTurn, Past};
+pub use record::{BundleId, Logged, LoggedTurn};
 pub use store::read;
 pub(crate) use tap::round;
 
 use crate::audio::Capture;
 use crate::bundle::{Bundle, hexadecimal};
-use crate::pipeline::{Settings, Stopped, Turn};
-use record::Record;
+use crate::conversation::Happening;
+use crate::pipeline::{Settings, Turn};
+use record::{Live, Record};
 use store::Store;
 
 /// The version of the records.
@@ -79,8 +79,6 @@ pub struct FieldLog {
     session: u32,
     bundle: BundleId,
     settings: Settings,
-    /// The turns that the agent remembers.
-    context: VecDeque<Past>,
     question: Option<Arc<Mutex<Vec<i16>>>>,
     jobs: Option<SyncSender<Job>>,
     disk: Option<JoinHandle<()>>,
@@ -121,7 +119,6 @@ impl FieldLog {
             session,
             bundle: BundleId::of(bundle),
             settings: settings.clone(),
-            context: VecDeque::new(),
             question: None,
             jobs: Some(jobs),
             disk: Some(disk),
@@ -144,11 +141,23 @@ impl FieldLog {
     /// A turn is over whose question was tapped. Returns at once.
     pub fn turn(&mut self, turn: &Turn) {
         let audio = self.question.take().map(|samples| std::mem::take(&mut *samples.lock().unwrap_or_else(|e| e.into_inner())));
-        self.turn_with(turn, audio.unwrap_or_default());
+        self.write(turn, audio.unwrap_or_default(), Live::default());
     }
 
-    /// A turn is over; these are the samples of its question, as the pipeline heard them. Returns at once.
-    pub fn turn_with(&mut self, turn: &Turn, question: Vec<i16>) {
+    /// In a live conversation: keeps the turns that are over, those that failed or were thrown away too. Returns at once.
+    pub fn happening(&mut self, happening: &Happening) {
+        match happening {
+            Happening::Settled { turn, waited_ms, question } => {
+                self.write(turn, question.clone(), Live { waited_ms: Some(waited_ms), abandoned: false });
+            }
+            Happening::Failed { turn, question } => self.write(turn, question.clone(), Live::default()),
+            Happening::Abandoned { turn, question } => self.write(turn, question.clone(), Live { waited_ms: None, abandoned: true }),
+            _ => {}
+        }
+    }
+
+    /// These are the samples of the question, as the pipeline heard them.
+    fn write(&mut self, turn: &Turn, question: Vec<i16>, live: Live) {
         let audio = Some(question).filter(|samples| self.keep.audio && !samples.is_empty());
         let name = format!("{:05}-{:06}", self.session, turn.turn_id);
         let record = Record {
@@ -157,8 +166,9 @@ impl FieldLog {
             program: concat!("sa-agent ", env!("CARGO_PKG_VERSION")),
             bundle: &self.bundle,
             settings: &self.settings,
-            context: &self.context,
+            context: &turn.context,
             audio: audio.as_ref().map(|_| format!("{name}.wav")),
+            live,
             turn,
         };
         match serde_json::to_vec(&record) {
@@ -172,18 +182,6 @@ impl FieldLog {
             // Only numbers that are not finite cannot be written; such a turn has no use.
             Err(_) => self.left_out += 1,
         }
-        if !matches!(turn.stopped, Stopped::Silence | Stopped::Failed) && !turn.transcript.is_empty() {
-            self.context.push_back(Past::of(turn));
-            while self.context.len() > self.settings.history_turns {
-                self.context.pop_front();
-            }
-        }
-    }
-
-    /// The agent remembers these turns and no others.
-    pub fn recalled(&mut self, turns: &[Turn]) {
-        let most = turns.len().saturating_sub(self.settings.history_turns);
-        self.context = turns[most..].iter().map(Past::of).collect();
     }
 
     /// What went wrong since the last time this was asked, for the user.

@@ -1,11 +1,11 @@
 //! One line of the log: written as [`Record`], read as [`Logged`].
 
-use std::collections::VecDeque;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::pipeline::{CallReport, Settings, Stopped, Turn};
+use crate::conversation::Waited;
+use crate::pipeline::{CallReport, Past, Settings, Stopped, Turn};
 
 /// Which bundle answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,27 +16,16 @@ pub struct BundleId {
     pub sha256: String,
 }
 
-/// A turn that the agent remembered when the logged one began.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Past {
-    /// What was understood.
-    pub transcript: String,
-    /// Calls and results.
-    pub calls: Vec<CallReport>,
-    /// What was answered.
-    pub reply_text: String,
-}
-
-impl Past {
-    /// What is remembered of a turn.
-    pub fn of(turn: &Turn) -> Self {
-        Self { transcript: turn.transcript.clone(), calls: turn.calls.clone(), reply_text: turn.reply_text.clone() }
-    }
-
-    /// A turn, for [`crate::pipeline::Agent::recall`].
-    pub fn turn(&self) -> Turn {
-        Turn { transcript: self.transcript.clone(), calls: self.calls.clone(), reply_text: self.reply_text.clone(), ..Turn::default() }
-    }
+/// What a live conversation adds to a turn.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Live<'a> {
+    /// How long the user waited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waited_ms: Option<&'a Waited>,
+    /// The turn was thrown away before it was heard: the user went on or wanted silence, or it took too long. It is not remembered, but
+    /// its tools have been at work.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub abandoned: bool,
 }
 
 /// A turn as it is written. It stands for itself: what the agent remembered and how it was set is in it, so that a turn can be
@@ -49,9 +38,11 @@ pub(super) struct Record<'a> {
     pub program: &'static str,
     pub bundle: &'a BundleId,
     pub settings: &'a Settings,
-    pub context: &'a VecDeque<Past>,
+    pub context: &'a [Past],
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audio: Option<String>,
+    #[serde(flatten)]
+    pub live: Live<'a>,
     pub turn: &'a Turn,
 }
 
@@ -70,6 +61,9 @@ pub struct Logged {
     pub context: Vec<Past>,
     /// The file of the question in the log's folder.
     pub audio: Option<String>,
+    /// It was thrown away before it was heard.
+    #[serde(default)]
+    pub abandoned: bool,
     /// What happened.
     pub turn: LoggedTurn,
     /// Where it was read.

@@ -8,9 +8,9 @@ use std::sync::mpsc::sync_channel;
 
 use serde::Serialize;
 
-use super::{Logged, LoggedTurn, Past};
+use super::{Logged, LoggedTurn};
 use crate::audio::{AudioDevice, AudioError, Capture, Pace, WavDevice};
-use crate::pipeline::{Agent, AgentError, Stopped, Turn};
+use crate::pipeline::{Agent, AgentError, Past, Stopped, Turn};
 use crate::tools::Tools;
 
 /// A decision that came out otherwise.
@@ -84,6 +84,10 @@ pub fn compare(logged: &LoggedTurn, now: &Turn) -> Vec<Difference> {
         let heard = logged.reply_text.split_whitespace().count();
         now.reply_text = now.reply_text.split_whitespace().take(heard).collect::<Vec<_>>().join(" ");
         now.units.truncate(logged.units.len());
+        if heard == 0 {
+            // It may have been over before all tools were asked.
+            now.calls.truncate(logged.calls.len());
+        }
         now.stopped = Stopped::Interrupted;
     }
     if logged.stopped == Stopped::Failed {
@@ -161,6 +165,10 @@ mod tests {
         let logged = LoggedTurn { stopped: Stopped::Interrupted, reply_text: "okay the".into(), ..logged };
         let whole = Turn { reply_text: "okay the light is on".into(), units: vec![4, 5, 6, 7], ..said };
         assert_eq!(compare(&logged, &whole), [], "as far as it was heard");
+        let early = LoggedTurn { reply_text: String::new(), calls: Vec::new(), units: Vec::new(), ..logged.clone() };
+        assert_eq!(compare(&early, &whole), [], "it was over before the tool was asked");
+        let spoken = LoggedTurn { calls: Vec::new(), ..logged };
+        assert_eq!(compare(&spoken, &whole)[0].decision, "calls", "what was spoken had its calls before it");
         let difference = units("units", &[4, 5], &[4, 5, 6]).expect("longer");
         assert_eq!(
             (difference.logged.as_str(), difference.now.as_str()),

@@ -82,11 +82,37 @@ pub struct Timing {
     pub tools: f64,
 }
 
+/// What is remembered of a turn.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    /// What was understood.
+    pub transcript: String,
+    /// Calls and results.
+    pub calls: Vec<CallReport>,
+    /// What was answered, as far as it was heard.
+    pub reply_text: String,
+}
+
+impl Past {
+    /// What is remembered of this turn.
+    pub fn of(turn: &Turn) -> Self {
+        Self { transcript: turn.transcript.clone(), calls: turn.calls.clone(), reply_text: turn.reply_text.clone() }
+    }
+
+    /// A turn, for [`crate::pipeline::Agent::recall`].
+    pub fn turn(&self) -> Turn {
+        Turn { transcript: self.transcript.clone(), calls: self.calls.clone(), reply_text: self.reply_text.clone(), ..Turn::default() }
+    }
+}
+
 /// A turn.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Turn {
     /// From 1.
     pub turn_id: u64,
+    /// What the agent remembered when it answered; for the field log.
+    #[serde(skip)]
+    pub context: Vec<Past>,
     /// The file or device that the question came from.
     pub source: String,
     /// The question, as it was understood.

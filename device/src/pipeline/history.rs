@@ -5,13 +5,20 @@
 
 use std::collections::VecDeque;
 
-use super::{Stopped, Turn};
+use super::{Past, Stopped, Turn};
 use crate::text::Text;
 
-/// The remembered turns, oldest first, as tokens.
+/// A turn, and its tokens.
+#[derive(Debug)]
+struct Kept {
+    past: Past,
+    tokens: Vec<u32>,
+}
+
+/// The remembered turns, oldest first.
 #[derive(Debug)]
 pub struct History {
-    turns: VecDeque<Vec<u32>>,
+    turns: VecDeque<Kept>,
     /// Positions that all turns together may take.
     budget: usize,
     most: usize,
@@ -42,7 +49,7 @@ impl History {
         tokens.push(special.text);
         tokens.extend(text.encode(&turn.reply_text));
         tokens.push(special.end);
-        self.turns.push_back(tokens);
+        self.turns.push_back(Kept { past: Past::of(turn), tokens });
         let before = self.turns.len();
         while self.turns.len() > self.most || self.positions() > self.budget {
             self.turns.pop_front();
@@ -52,17 +59,22 @@ impl History {
 
     /// The newest turn.
     pub fn last(&self) -> &[u32] {
-        self.turns.back().map_or(&[], Vec::as_slice)
+        self.turns.back().map_or(&[], |kept| &kept.tokens)
     }
 
     /// All turns.
     pub fn tokens(&self) -> impl Iterator<Item = u32> {
-        self.turns.iter().flatten().copied()
+        self.turns.iter().flat_map(|kept| &kept.tokens).copied()
+    }
+
+    /// What all turns are remembered as.
+    pub fn past(&self) -> Vec<Past> {
+        self.turns.iter().map(|kept| kept.past.clone()).collect()
     }
 
     /// Positions that all turns take.
     pub fn positions(&self) -> usize {
-        self.turns.iter().map(Vec::len).sum()
+        self.turns.iter().map(|kept| kept.tokens.len()).sum()
     }
 
     /// Forgets everything.
@@ -92,7 +104,7 @@ mod tests {
         assert_eq!(history.positions(), 12);
         assert!(history.push(&turn, &text));
         assert!(!history.push(&turn, &text), "36 positions do not fit into 30");
-        assert_eq!(history.positions(), 24);
+        assert_eq!((history.positions(), history.past()), (24, vec![Past::of(&turn); 2]));
         assert!(!history.push(&Turn::default(), &text), "nothing understood, nothing kept");
         assert_eq!(history.positions(), 24);
         let mut none = History::new(30, 0);

@@ -27,7 +27,7 @@ mod voice;
 
 use std::time::{Duration, Instant};
 
-pub use event::{CallReport, Event, Stopped, Timing, Turn};
+pub use event::{CallReport, Event, Past, Stopped, Timing, Turn};
 pub use settings::Settings;
 
 use crate::audio::{AudioDevice, AudioError, Capture};
@@ -212,7 +212,7 @@ impl Agent {
         self.end_hearing(&mut heard)?;
         let manifest = self.bundle.manifest();
         let question_s = heard.asked_samples() as f64 / f64::from(manifest.sample_rate);
-        let mut turn = Turn { turn_id: self.turn_id, source: heard.source, question_s, ..Turn::default() };
+        let mut turn = Turn { turn_id: self.turn_id, source: heard.source, context: self.history.past(), question_s, ..Turn::default() };
         turn.question_units = heard.units;
         let mut clock = Clock { end_of_question: heard.last_sample, tools: Duration::ZERO };
         turn.timing_ms.endpoint = clock.ms();

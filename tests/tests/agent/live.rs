@@ -64,6 +64,8 @@ pub struct Bench {
     pub woken: usize,
     /// The longest stall of the program during the last interruption, in seconds.
     pub stalled: f64,
+    /// Who else is told of everything.
+    pub also: Box<dyn FnMut(&Happening)>,
 }
 
 impl Bench {
@@ -85,22 +87,26 @@ impl Bench {
             states: Vec::new(),
             woken: 0,
             stalled: 0.0,
+            also: Box::new(|_| ()),
         };
         bench.run(1.0);
         bench
     }
 
     pub fn frame(&mut self) {
-        let Self { turns, endpoints, problems, states, woken, .. } = self;
-        let mut tell = |happening: &Happening| match happening {
-            Happening::Settled { turn, waited_ms, .. } => {
-                turns.push((**turn).clone());
-                endpoints.push(waited_ms.endpoint);
+        let Self { turns, endpoints, problems, states, woken, also, .. } = self;
+        let mut tell = |happening: &Happening| {
+            also(happening);
+            match happening {
+                Happening::Settled { turn, waited_ms, .. } => {
+                    turns.push((**turn).clone());
+                    endpoints.push(waited_ms.endpoint);
+                }
+                Happening::Problem { message } => problems.push(message.clone()),
+                Happening::State { state, .. } => states.push(*state),
+                Happening::Wake { .. } => *woken += 1,
+                _ => {}
             }
-            Happening::Problem { message } => problems.push(message.clone()),
-            Happening::State { state, .. } => states.push(*state),
-            Happening::Wake { .. } => *woken += 1,
-            _ => {}
         };
         self.conversation.frame(&mut tell).expect("the simulation does not fail");
     }
