@@ -8,11 +8,10 @@ use sa_device::bundle::Bundle;
 use sa_device::conversation::Happening;
 use sa_device::events::{Events, Hooks, Signal, Socket};
 use sa_device::field::{FieldLog, Keep};
-use sa_device::pipeline::{Event, Stopped, Turn};
+use sa_device::pipeline::{Event, Turn};
 use sa_device::tools::{Now, Tools};
-use sa_device::turns::State;
 
-use super::output::Screen;
+use super::output::{Ready, Screen};
 use super::settings::File;
 
 /// The size of a field log, where nothing else is said.
@@ -21,7 +20,8 @@ const FIELD_LOG_MB: u32 = 500;
 /// Flags of the commands that hold conversations.
 #[derive(clap::Args)]
 pub struct Around {
-    /// Folder in which timers, alarms, reminders and the volume outlive the program; without it they end with it.
+    /// Folder in which timers, alarms, reminders and the volume outlive the program. Without it they end with `talk`; `listen` keeps them
+    /// in the state folder of systemd or of the user.
     #[arg(long, value_name = "DIR", env = "SA_STATE")]
     state: Option<PathBuf>,
     /// Keep each turn in this folder, readable by you alone: audio of the question, units, text, calls, results, times. For `sa-agent replay`.
@@ -58,11 +58,15 @@ pub struct Company {
 }
 
 impl Company {
-    /// Opens what the settings ask for; what was kept goes into the tools.
-    pub fn open(settings: &mut File, bundle: &Bundle, tools: &mut Tools) -> anyhow::Result<Self> {
-        let told = match &settings.state {
-            Some(dir) => tools.keep_state(dir, Now::read())?,
-            None => None,
+    /// Opens what the settings ask for; what was kept goes into the tools. Where they name no folder for the state it is `usual_state`:
+    /// nobody asked for that one, so the conversation takes place without it too.
+    pub fn open(settings: &mut File, usual_state: Option<PathBuf>, bundle: &Bundle, tools: &mut Tools) -> anyhow::Result<Self> {
+        let told = match (&settings.state, usual_state) {
+            (Some(dir), _) => tools.keep_state(dir, Now::read())?,
+            (None, Some(dir)) => tools.keep_state(&dir, Now::read()).unwrap_or_else(|error| {
+                Some(format!("{error}; timers, alarms and the volume end with this program, unless --state names another folder"))
+            }),
+            (None, None) => None,
         };
         let hooks = Hooks::new(std::mem::take(&mut settings.hook)).context("while reading the settings")?;
         let socket = settings.events_socket.as_ref().map(|path| Socket::bind(path)).transpose()?;
@@ -70,6 +74,12 @@ impl Company {
         let keep = Keep { bytes, audio: !settings.field_log_units_only };
         let log = settings.field_log.as_ref().map(|dir| FieldLog::open(dir, keep, bundle, &settings.conversation)).transpose()?;
         Ok(Self { log, events: Events::new(hooks, socket), problems: told.into_iter().collect() })
+    }
+
+    /// The agent can be talked to.
+    pub fn ready(&mut self, ready: &Ready) {
+        let Ready { bundle, engine, ms } = *ready;
+        self.events.signal(&Signal::Ready { bundle, engine, ms });
     }
 
     /// A question begins.
@@ -98,25 +108,24 @@ impl Company {
         if let Some(log) = &mut self.log {
             log.happening(happening);
         }
-        match happening {
-            Happening::State { state: State::Listening, .. } => self.events.signal(&Signal::Listening),
-            Happening::State { state: State::Idle, .. } => self.events.signal(&Signal::Idle),
-            Happening::State { .. } => {}
-            Happening::Wake { .. } => self.events.signal(&Signal::Wake),
-            Happening::Agent(event) => self.event(event),
-            Happening::Settled { turn, .. } if turn.stopped == Stopped::Interrupted => {
-                self.events.signal(&Signal::Interrupted { turn_id: turn.turn_id });
-            }
-            Happening::Settled { .. } | Happening::Failed { .. } | Happening::Abandoned { .. } => {}
-            Happening::Due(due) => self.events.signal(&Signal::Due(due)),
-            Happening::Problem { message } => self.events.signal(&Signal::Error { message }),
-        }
+        self.events.happening(happening);
     }
 
-    /// What went wrong beside a live conversation, once a second or so.
+    /// Something went wrong beside the conversation; whoever listens is told of it.
+    pub fn trouble(&mut self, message: &str) {
+        self.events.signal(&Signal::Error { message });
+    }
+
+    /// What went wrong with state, log and listeners since this was last asked, for the user. Whoever listens is told of it.
     pub fn problem(&mut self) -> Option<String> {
-        let told = if self.problems.is_empty() { None } else { Some(self.problems.remove(0)) };
-        told.or_else(|| self.log.as_mut().and_then(FieldLog::problem)).or_else(|| self.events.problem())
+        let kept = if self.problems.is_empty() { None } else { Some(self.problems.remove(0)) };
+        match kept.or_else(|| self.log.as_mut().and_then(FieldLog::problem)) {
+            Some(message) => {
+                self.trouble(&message);
+                Some(message)
+            }
+            None => self.events.problem(),
+        }
     }
 
     /// A turn failed; what there is of it, if it was being answered.
@@ -124,11 +133,11 @@ impl Company {
         if let Some(turn) = turn {
             self.turn(turn);
         }
-        self.events.signal(&Signal::Error { message });
+        self.trouble(message);
         self.events.signal(&Signal::Idle);
     }
 
-    /// Tells what fell due and what went wrong. To be called between turns, or about once a second.
+    /// Tells what fell due and what went wrong. To be called between turns.
     pub fn look(&mut self, tools: &mut Tools, screen: &mut Screen) -> std::io::Result<()> {
         let (due, problem) = tools.due(Now::read());
         for due in &due {
@@ -136,18 +145,16 @@ impl Company {
             self.events.signal(&Signal::Due(due));
         }
         self.problems.extend(problem);
-        self.problems.extend(self.log.as_mut().and_then(FieldLog::problem));
-        self.problems.extend(self.events.problem());
-        for problem in self.problems.drain(..) {
+        while let Some(problem) = self.problem() {
             screen.problem(&problem)?;
-            self.events.signal(&Signal::Error { message: &problem });
         }
         Ok(())
     }
 
     /// The conversation is over: waits for the log's disk and for the programs of the last events.
-    pub fn close(self, screen: &mut Screen) -> std::io::Result<()> {
-        let problems = [self.log.and_then(FieldLog::close), self.events.close()];
-        problems.into_iter().flatten().try_for_each(|problem| screen.problem(&problem))
+    pub fn close(mut self, screen: &mut Screen) -> std::io::Result<()> {
+        let of_log = self.log.take().and_then(FieldLog::close);
+        of_log.iter().for_each(|problem| self.trouble(problem));
+        [of_log, self.events.close()].into_iter().flatten().try_for_each(|problem| screen.problem(&problem))
     }
 }

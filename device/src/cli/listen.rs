@@ -72,8 +72,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let mut settings = args.common.resolve()?;
     args.around.resolve(&mut settings);
-    // Timers and alarms of somebody who talks to it are to survive the night.
-    settings.state = settings.state.or_else(default_state_dir);
     args.turns(&mut settings.live.turns);
     args.sound.over(&mut settings.audio);
     let mut tools = match args.tools.as_ref().or(settings.tools.as_ref()) {
@@ -84,7 +82,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let bundle = settings.open_bundle()?;
     let name = bundle.manifest().name.clone();
     let mut screen = Screen::new(args.json);
-    let mut company = Company::open(&mut settings, &bundle, &mut tools)?;
+    // Timers and alarms of somebody who talks to it are to survive the night.
+    let mut company = Company::open(&mut settings, default_state_dir(), &bundle, &mut tools)?;
     let volume = tools.volume();
     let mut limits = settings.conversation;
     // The graphs share the machine with the audio: the decoder beside the language model keeps the answer ahead of its playback.
@@ -98,7 +97,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut agent = Agent::open(&*engine, bundle, tools, limits).context("while loading the bundle")?;
     agent.wake_by(matcher);
     let device = LiveDevice::open(settings.audio).context("while opening microphone and speaker")?;
-    screen.ready(&Ready { bundle: &name, engine: engine.name(), ms: started.elapsed().as_secs_f64() * 1e3 })?;
+    let ready = Ready { bundle: &name, engine: engine.name(), ms: started.elapsed().as_secs_f64() * 1e3 };
+    screen.ready(&ready)?;
+    company.ready(&ready);
     screen.note(device.opened())?;
 
     let stop = Arc::new(AtomicBool::new(false));
@@ -117,31 +118,42 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let controls = conversation.controls();
     #[cfg(target_os = "linux")]
     let key = key.map(|key| key.watch(controls.clone()));
-    while !stop.load(Relaxed) {
-        for (flag, control) in [(&down, Control::KeyDown), (&up, Control::KeyUp)] {
-            if flag.swap(false, Relaxed) {
-                // The queue is read every 10 ms.
-                let _ = controls.enqueue(control);
+    let mut converse = || -> anyhow::Result<()> {
+        while !stop.load(Relaxed) {
+            for (flag, control) in [(&down, Control::KeyDown), (&up, Control::KeyUp)] {
+                if flag.swap(false, Relaxed) {
+                    // The queue is read every 10 ms.
+                    let _ = controls.enqueue(control);
+                }
+            }
+            let mut shown = Ok(());
+            let mut tell = |happening: &Happening| {
+                company.happening(happening);
+                if shown.is_ok() {
+                    shown = screen.happening(happening);
+                }
+            };
+            conversation.frame(&mut tell)?;
+            shown?;
+            #[cfg(target_os = "linux")]
+            let of_key = key.as_ref().and_then(|key| key.problem());
+            #[cfg(not(target_os = "linux"))]
+            let of_key = None;
+            if let Some(problem) = of_key {
+                company.trouble(&problem);
+                screen.problem(&problem)?;
+            }
+            while let Some(problem) = company.problem() {
+                screen.problem(&problem)?;
             }
         }
-        let mut shown = Ok(());
-        let mut tell = |happening: &Happening| {
-            company.happening(happening);
-            if shown.is_ok() {
-                shown = screen.happening(happening);
-            }
-        };
-        conversation.frame(&mut tell)?;
-        shown?;
-        #[cfg(target_os = "linux")]
-        if let Some(problem) = key.as_ref().and_then(|key| key.problem()) {
-            screen.problem(&problem)?;
-        }
-        while let Some(problem) = company.problem() {
-            screen.problem(&problem)?;
-        }
-    }
-    company.close(&mut screen)?;
+        Ok(())
+    };
+    // However it ends, the log is written, and the lights go off.
+    let ended = converse();
+    let closed = company.close(&mut screen);
+    ended?;
+    closed?;
     let counts = conversation.device().counts();
     screen.note(&format!(
         "heard {:.0} s; {} samples of the microphone lost, {} of the speaker made up, {} underruns reported; clocks {:.0} ppm apart",

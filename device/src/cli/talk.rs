@@ -62,10 +62,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut screen = Screen::new(args.json);
     let pace = if args.realtime || settings.realtime { Pace::RealTime } else { Pace::Fast };
     let name = bundle.manifest().name.clone();
-    let mut company = Company::open(&mut settings, &bundle, &mut tools)?;
+    let mut company = Company::open(&mut settings, None, &bundle, &mut tools)?;
     let mut agent = Agent::open(&*engine, bundle, tools, settings.conversation).context("while loading the bundle")?;
     let mut device = WavDevice::new(args.input, outputs, pace, agent.longest_question())?;
-    screen.ready(&Ready { bundle: &name, engine: engine.name(), ms: started.elapsed().as_secs_f64() * 1e3 })?;
+    let ready = Ready { bundle: &name, engine: engine.name(), ms: started.elapsed().as_secs_f64() * 1e3 };
+    screen.ready(&ready)?;
+    company.ready(&ready);
 
     if !history.is_empty() {
         agent.recall(&history)?;

@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use super::NAMES;
 use crate::tools::Limits;
-use crate::tools::program::Running;
+use crate::tools::program::{Failure, Running};
 
 /// Programs that run at the same time; further events are left out.
 const IN_FLIGHT: usize = 4;
@@ -64,13 +64,26 @@ struct Job {
     line: Vec<u8>,
 }
 
+/// What went wrong with a hook.
+pub(super) struct Problem {
+    pub message: String,
+    /// It came of too many events, or of the hook that is told of problems: to run hooks for it would make more of it.
+    pub of_telling: bool,
+}
+
+impl Problem {
+    fn of(name: &str, failure: &Failure) -> Self {
+        Self { message: format!("hook `{name}`: {failure}"), of_telling: name == "error" }
+    }
+}
+
 /// The programs, started in the order of the events by a thread of their own. Dropped, it waits for those that run, which their time
 /// limits bound: the last event is often the one that switches the light off.
 pub struct Hooks {
     names: Vec<String>,
     jobs: Option<SyncSender<Job>>,
     starter: Option<JoinHandle<()>>,
-    problems: Receiver<String>,
+    problems: Receiver<Problem>,
     left_out: Arc<AtomicUsize>,
 }
 
@@ -127,12 +140,15 @@ impl Hooks {
     }
 
     /// What went wrong since this was last asked.
-    pub(super) fn problem(&mut self) -> Option<String> {
+    pub(super) fn problem(&mut self) -> Option<Problem> {
         if let Ok(problem) = self.problems.try_recv() {
             return Some(problem);
         }
         let left_out = self.left_out.swap(0, Ordering::Relaxed);
-        (left_out > 0).then(|| format!("{left_out} events had no hook run, because {IN_FLIGHT} programs were running already"))
+        (left_out > 0).then(|| Problem {
+            message: format!("{left_out} events had no hook run, because {IN_FLIGHT} programs were running already"),
+            of_telling: true,
+        })
     }
 }
 
@@ -143,7 +159,7 @@ impl Drop for Hooks {
 }
 
 /// Starts programs one after the other; waits for their end when there will be no more.
-fn start(table: &HooksTable, work: &Receiver<Job>, tell: &SyncSender<String>, left_out: &AtomicUsize) {
+fn start(table: &HooksTable, work: &Receiver<Job>, tell: &SyncSender<Problem>, left_out: &AtomicUsize) {
     let running = Arc::new(AtomicUsize::new(0));
     let mut waiting: Vec<JoinHandle<()>> = Vec::new();
     for Job { name, line } in work {
@@ -161,12 +177,12 @@ fn start(table: &HooksTable, work: &Receiver<Job>, tell: &SyncSender<String>, le
                 waiting.push(std::thread::spawn(move || {
                     if let Err(failure) = program.finish() {
                         // Nobody may be asking.
-                        let _ = tell.try_send(format!("hook `{name}`: {failure}"));
+                        let _ = tell.try_send(Problem::of(&name, &failure));
                     }
                     running.fetch_sub(1, Ordering::AcqRel);
                 }));
             }
-            Err(failure) => drop(tell.try_send(format!("hook `{name}`: {failure}"))),
+            Err(failure) => drop(tell.try_send(Problem::of(&name, &failure))),
         }
     }
     for thread in waiting {
@@ -214,14 +230,14 @@ mod tests {
         assert!(started.elapsed() < Duration::from_secs(2), "nothing waits for them");
         let mut told = Vec::new();
         while told.iter().filter(|problem: &&String| problem.contains("did not end within 3 s")).count() < IN_FLIGHT {
-            told.extend(hooks.problem());
+            told.extend(hooks.problem().map(|problem| problem.message));
             assert!(started.elapsed() < Duration::from_secs(60), "{told:?}");
             std::thread::sleep(Duration::from_millis(5));
         }
         assert!(told.iter().any(|problem| problem.contains("had no hook run")), "{told:?}");
         hooks.run("idle", Vec::new());
         while !told.iter().any(|problem| problem.contains("cannot start /none")) {
-            told.extend(hooks.problem());
+            told.extend(hooks.problem().map(|problem| problem.message));
             assert!(started.elapsed() < Duration::from_secs(60), "{told:?}");
             std::thread::sleep(Duration::from_millis(5));
         }
