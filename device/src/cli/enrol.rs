@@ -1,5 +1,6 @@
 //! `sa-agent enrol`: learns a wake phrase from hearing it three times.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -39,7 +40,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let phrase = WakePhrase::enrol(&*engine, &bundle, &recordings, &settings.live.wake)?;
     phrase.save(&args.output)?;
-    println!("the phrase is in {0}; use it by `sa-agent listen --wake {0}`", args.output.display());
+    writeln!(std::io::stdout(), "the phrase is in {0}; use it by `sa-agent listen --wake {0}`", args.output.display())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -65,11 +66,13 @@ fn listen(audio: sa_device::audio::live::Wish, activity: sa_device::hearing::Act
     const SILENT: Duration = Duration::from_secs(20);
 
     let mut device = LiveDevice::open(audio).context("while opening microphone and speaker")?;
-    println!("{}", device.opened());
+    // As everywhere, a reader that is gone is no panic.
+    let mut out = std::io::stdout();
+    writeln!(out, "{}", device.opened())?;
     let mut hearing = Hearing::new(activity);
     let mut recordings = Vec::with_capacity(TIMES);
     while recordings.len() < TIMES {
-        println!("say the phrase ({} of {TIMES})", recordings.len() + 1);
+        writeln!(out, "say the phrase ({} of {TIMES})", recordings.len() + 1)?;
         let asked = hearing.now();
         let (mut began, mut ended) = (None, None);
         let (since, until) = loop {
@@ -100,7 +103,7 @@ fn listen(audio: sa_device::audio::live::Wish, activity: sa_device::hearing::Act
             );
         };
         let samples = hearing.since(since.saturating_sub(BEFORE));
-        println!("  heard {:.1} s", (until - since).as_secs_f64() - AFTER.as_secs_f64());
+        writeln!(out, "  heard {:.1} s", (until - since).as_secs_f64() - AFTER.as_secs_f64())?;
         recordings.push(samples);
     }
     Ok(recordings)

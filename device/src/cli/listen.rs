@@ -81,7 +81,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let engine = settings.engine()?;
     let bundle = settings.open_bundle()?;
     let name = bundle.manifest().name.clone();
-    let mut screen = Screen::new(args.json);
+    let mut screen = Screen::live(args.json)?;
     // Timers and alarms of somebody who talks to it are to survive the night.
     let mut company = Company::open(&mut settings, default_state_dir(), &bundle, &mut tools)?;
     let volume = tools.volume();
@@ -139,7 +139,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let of_key = key.as_ref().and_then(|key| key.problem());
             #[cfg(not(target_os = "linux"))]
             let of_key = None;
-            if let Some(problem) = of_key {
+            for problem in [of_key, screen.lost()].into_iter().flatten() {
                 company.trouble(&problem);
                 screen.problem(&problem)?;
             }

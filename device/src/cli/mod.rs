@@ -11,6 +11,7 @@ mod output;
 mod replay;
 mod settings;
 mod talk;
+mod writer;
 
 use std::process::ExitCode;
 
@@ -68,7 +69,7 @@ pub fn main() -> ExitCode {
         // Whoever read our output has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("sa-agent: {error:#}");
+            output::complain(&format_args!("{error:#}"));
             exit_code(&error)
         }
     }

@@ -1,6 +1,9 @@
 //! The conversation on the screen: to read, or as JSON Lines.
 
-use std::io::{self, Write};
+use std::fmt::Display;
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
 
 use sa_device::audio::AudioError;
 use sa_device::conversation::Happening;
@@ -8,6 +11,8 @@ use sa_device::pipeline::{Event, Stopped, Turn};
 use sa_device::tools::{Due, Kind};
 use sa_device::words;
 use serde::Serialize;
+
+use super::writer::Writer;
 
 /// The agent is loaded.
 #[derive(Serialize)]
@@ -18,43 +23,69 @@ pub struct Ready<'a> {
     pub ms: f64,
 }
 
+/// A message on standard error, which may be full or gone: there is nobody else to tell that to.
+pub fn complain(message: &dyn Display) {
+    let _ = writeln!(io::stderr(), "sa-agent: {message}");
+}
+
+/// Where it goes.
+enum Out {
+    /// To whoever reads it, at his speed; it fails where he does.
+    Direct,
+    /// Nobody is waited for.
+    Live { out: Writer, err: Writer },
+}
+
 /// Writes to standard output; a message that is an error goes to standard error as well.
 pub struct Screen {
     json: bool,
+    out: Out,
 }
 
 impl Screen {
+    /// For questions from files: waits for whoever reads, and fails when nothing can be written.
     pub fn new(json: bool) -> Self {
-        Self { json }
+        Self { json, out: Out::Direct }
+    }
+
+    /// For a live conversation, which must not wait: what cannot be written is lost, see [`Screen::lost`]. Only a reader that has gone is
+    /// an error, as for every program that writes into a pipe.
+    pub fn live(json: bool) -> io::Result<Self> {
+        let out = Writer::new(File::from(io::stdout().as_fd().try_clone_to_owned()?));
+        let err = Writer::new(File::from(io::stderr().as_fd().try_clone_to_owned()?));
+        Ok(Self { json, out: Out::Live { out, err } })
+    }
+
+    /// What was not written, once it can be told.
+    pub fn lost(&self) -> Option<String> {
+        let Out::Live { out, err } = &self.out else { return None };
+        let (out, err) = (out.lost(), err.lost());
+        (out + err > 0).then(|| format!("{out} lines of the output and {err} messages were lost: nobody read them, or the disk was full"))
     }
 
     pub fn ready(&mut self, ready: &Ready) -> io::Result<()> {
         if self.json {
             return self.line("ready", ready);
         }
-        writeln!(io::stdout(), "{} on {}, ready in {:.0} ms", ready.bundle, ready.engine, ready.ms)
+        self.text(format!("{} on {}, ready in {:.0} ms\n", ready.bundle, ready.engine, ready.ms))
     }
 
     /// As it happens. To read, the answer comes whole, at its end.
     pub fn event(&mut self, event: &Event) -> io::Result<()> {
-        let mut out = io::stdout().lock();
         if self.json {
-            serde_json::to_writer(&mut out, event)?;
-            return writeln!(out);
+            return self.object(event);
         }
         match event {
-            Event::Heard { silence: true, question_s, .. } => writeln!(out, "\n(heard nothing: {question_s:.1} s of silence)"),
-            Event::Heard { transcript, .. } if transcript.is_empty() => writeln!(out, "\nyou    (not understood)"),
-            Event::Heard { transcript, .. } => writeln!(out, "\nyou    {transcript}"),
-            Event::Call { call, .. } => write!(out, "       [{call}]"),
+            Event::Heard { silence: true, question_s, .. } => self.text(format!("\n(heard nothing: {question_s:.1} s of silence)\n")),
+            Event::Heard { transcript, .. } if transcript.is_empty() => self.text("\nyou    (not understood)\n".to_owned()),
+            Event::Heard { transcript, .. } => self.text(format!("\nyou    {transcript}\n")),
+            Event::Call { call, .. } => self.text(format!("       [{call}]")),
             Event::Result { result, problem, .. } => {
-                writeln!(out, " → {result}")?;
-                if let Some(problem) = problem {
-                    eprintln!("sa-agent: {problem}");
-                }
+                self.text(format!(" → {result}\n"))?;
+                problem.iter().for_each(|problem| self.complain(problem));
                 Ok(())
             }
-            Event::Turn(turn) if turn.stopped != Stopped::Silence => answered(&mut out, turn),
+            Event::Turn(turn) if turn.stopped != Stopped::Silence => self.text(answered(turn)),
             _ => Ok(()),
         }
     }
@@ -73,7 +104,7 @@ impl Screen {
             Kind::Alarm => format!("alarm: {}", due.words),
             _ => format!("reminder: {}", due.words),
         };
-        writeln!(io::stdout(), "\n(due)  {what}{late}")
+        self.text(format!("\n(due)  {what}{late}\n"))
     }
 
     /// Something went wrong beside the conversation.
@@ -82,7 +113,7 @@ impl Screen {
         struct Problem<'a> {
             message: &'a str,
         }
-        eprintln!("sa-agent: {message}");
+        self.complain(message);
         if self.json {
             return self.line("error", &Problem { message });
         }
@@ -92,29 +123,27 @@ impl Screen {
     /// A live conversation, as it happens.
     pub fn happening(&mut self, happening: &Happening) -> io::Result<()> {
         if self.json {
-            let mut out = io::stdout().lock();
-            serde_json::to_writer(&mut out, happening)?;
-            writeln!(out)?;
-            return out.flush();
+            return self.object(happening);
         }
         match happening {
             // Told when it is known how much of it was heard.
-            Happening::Agent(Event::Turn(_)) | Happening::State { .. } => Ok(()),
-            Happening::Failed { .. } | Happening::Abandoned { .. } => Ok(()),
-            Happening::Wake { .. } => writeln!(io::stdout().lock(), "(awake)"),
+            Happening::Agent(Event::Turn(_)) => Ok(()),
+            Happening::State { .. } | Happening::Failed { .. } | Happening::Abandoned { .. } => Ok(()),
+            Happening::Wake { .. } => self.text("(awake)\n".to_owned()),
             Happening::Agent(event) => self.event(event),
             Happening::Due(due) => self.due(due),
-            Happening::Settled { turn, waited_ms: w, .. } => {
-                let mut out = io::stdout().lock();
-                answered(&mut out, turn)?;
-                writeln!(
-                    out,
-                    "       {:.0} ms from voice to voice: end of question {:.0}, first word {:.0}, first sound {:.0}, given out {:.0}, heard {:.0}",
-                    w.voice_to_voice, w.endpoint, w.first_text, w.first_audio, w.playback, w.audible
-                )
-            }
+            Happening::Settled { turn, waited_ms: w, .. } => self.text(format!(
+                "{}       {:.0} ms from voice to voice: end of question {:.0}, first word {:.0}, first sound {:.0}, given out {:.0}, heard {:.0}\n",
+                answered(turn),
+                w.voice_to_voice,
+                w.endpoint,
+                w.first_text,
+                w.first_audio,
+                w.playback,
+                w.audible
+            )),
             Happening::Problem { message } => {
-                eprintln!("sa-agent: {message}");
+                self.complain(message);
                 Ok(())
             }
         }
@@ -125,7 +154,7 @@ impl Screen {
         if self.json {
             return self.line("note", &serde_json::json!({ "message": message }));
         }
-        writeln!(io::stdout(), "{message}")
+        self.text(format!("{message}\n"))
     }
 
     pub fn failed(&mut self, source: &str, error: &AudioError) -> io::Result<()> {
@@ -134,7 +163,7 @@ impl Screen {
             source: &'a str,
             message: String,
         }
-        eprintln!("sa-agent: {error}");
+        self.complain(&error.to_string());
         if self.json {
             return self.line("error", &Failed { source, message: error.to_string() });
         }
@@ -148,33 +177,49 @@ impl Screen {
             #[serde(flatten)]
             content: &'a T,
         }
-        let mut out = io::stdout().lock();
-        serde_json::to_writer(&mut out, &Line { event, content })?;
-        writeln!(out)
+        self.object(&Line { event, content })
+    }
+
+    fn object(&mut self, object: &impl Serialize) -> io::Result<()> {
+        self.text(serde_json::to_string(object)? + "\n")
+    }
+
+    fn text(&mut self, text: String) -> io::Result<()> {
+        match &self.out {
+            Out::Direct => io::stdout().write_all(text.as_bytes()),
+            Out::Live { out, .. } if out.gone() => Err(ErrorKind::BrokenPipe.into()),
+            Out::Live { out, .. } => {
+                out.write(text.into_bytes());
+                Ok(())
+            }
+        }
+    }
+
+    fn complain(&self, message: &str) {
+        match &self.out {
+            Out::Direct => complain(&message),
+            Out::Live { err, .. } => err.write(format!("sa-agent: {message}\n").into_bytes()),
+        }
     }
 }
 
 /// The answer, and what it took.
-fn answered(out: &mut impl Write, turn: &Turn) -> io::Result<()> {
+fn answered(turn: &Turn) -> String {
     let cut = match turn.stopped {
         Stopped::Limit | Stopped::Context => " … (cut off: too long)",
         Stopped::Interrupted => " … (interrupted)",
         Stopped::Repetition => " … (cut off: going round in circles)",
         _ => "",
     };
-    writeln!(out, "agent  {}{cut}", turn.reply_text)?;
     let stages: Vec<String> = turn.stages_ms.iter().map(|(stage, ms)| format!("{stage} {ms:.0}")).collect();
     let speed = if turn.real_time_factor > 0.0 { 1.0 / turn.real_time_factor } else { 0.0 };
-    writeln!(
-        out,
-        "       question {:.1} s, answer {:.1} s; first sound after {:.0} ms; {speed:.0} times real time ({} ms)",
+    let output = turn.output.as_ref().map(|path| format!("       {path}\n")).unwrap_or_default();
+    format!(
+        "agent  {}{cut}\n       question {:.1} s, answer {:.1} s; first sound after {:.0} ms; {speed:.0} times real time ({} ms)\n{output}",
+        turn.reply_text,
         turn.question_s,
         turn.answer_s,
         turn.timing_ms.first_audio,
         stages.join(", ")
-    )?;
-    match &turn.output {
-        Some(path) => writeln!(out, "       {path}"),
-        None => Ok(()),
-    }
+    )
 }

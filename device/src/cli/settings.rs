@@ -12,6 +12,7 @@ use sa_device::pipeline::Settings;
 use serde::Deserialize;
 
 use super::Usage;
+use super::output::complain;
 
 /// Flags of all commands.
 #[derive(clap::Args)]
@@ -134,7 +135,7 @@ impl File {
     pub fn engine(&self) -> anyhow::Result<Box<dyn Engine>> {
         let wish =
             Wish { engine: self.engine.unwrap_or_default(), device: self.device.unwrap_or_default(), library: self.ort_library.clone() };
-        Ok(wish.open(|message| eprintln!("sa-agent: {message}"))?)
+        Ok(wish.open(|message| complain(&message))?)
     }
 
     /// Opens the bundle.
