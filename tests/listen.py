@@ -6,24 +6,30 @@
 There is no sound card here, so two null sinks of a PulseAudio of its own stand for microphone and speaker. Sound may be lost
 under load (the machine is shared), so the conversation may be tried three times; what counts is whether it can be had at all.
 Right means: each question becomes one turn, most of them with the words that were said; the agent does not answer itself; its
-speech is in the recording, and the judge understands it. Then the sound server dies and comes back; a key takes the place of the
-voice; and `sa-agent doctor` finds the echo between the same two sinks.
+speech is in the recording, and the judge understands it; hooks and socket tell what it does while it does it, and its field log is
+replayed to the same decisions. Then the sound server dies and comes back; its output is not read, or on a full disk; a key takes the
+place of the voice; and `sa-agent doctor` finds the echo between the same two sinks.
 """
 
 import argparse
 import array
 import json
 import os
+import select
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import wave
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 QUESTIONS = ["12-locks", "01-agenda", "11-lights"]
+STATES = ["listening", "thinking", "speaking", "interrupted", "idle"]
+WAITS = ["endpoint", "first_text", "first_audio", "playback", "audible"]
 RATE = 16000
 
 
@@ -64,22 +70,30 @@ def pulse(folder, *more):
 
 
 class Listen:
-    """A running `sa-agent listen` and the PulseAudio that it talks to; leave it by `with`."""
+    """A running `sa-agent listen` and the PulseAudio that it talks to; leave it by `with`. Its output goes into files, or where `outputs`
+    (standard output and error) says: then its events are those of its socket. `state`: the folder that it is given for its state."""
 
-    def __init__(self, args, folder, *flags):
-        self.samples, self.folder, self.agent, self.children = args.samples, folder, None, []
-        self.out = os.path.join(folder, "events.jsonl")
+    def __init__(self, args, folder, *flags, outputs=None, state="state"):
+        self.samples, self.folder, self.agent, self.server, self.children, self.outputs = args.samples, folder, None, None, [], outputs
+        self.out, self.errors, self.socket = (os.path.join(folder, name) for name in ("events.jsonl", "errors.log", "socket"))
+        self.received = []
         self.command = [args.agent, "listen", "--json", "--bundle", args.bundle, "--tools", args.tools, "--microphone", "alsa:pulse", "--speaker", "alsa:pulse"]
-        self.command += ["--state", os.path.join(folder, "state"), *flags]
+        self.command += ["--events-socket", self.socket, *flags]
+        if state:
+            self.command += ["--state", os.path.join(folder, state)]
 
     def __enter__(self):
         try:
             self.server, self.environment = pulse(self.folder)
-            with open(self.out, "w", encoding="utf-8") as stdout, open(os.path.join(self.folder, "errors.log"), "w", encoding="utf-8") as stderr:
-                self.agent = subprocess.Popen(self.command, env=self.environment, stdout=stdout, stderr=stderr)
-            wait_for("`ready`", 60, lambda: self.count("note") or self.agent.poll() is not None)
+            self.environment |= {} if "--state" in self.command else {"STATE_DIRECTORY": "/dev/null/sa"}
+            with open(self.out, "w", encoding="utf-8") as stdout, open(self.errors, "w", encoding="utf-8") as stderr:
+                out, errors = self.outputs or (stdout, stderr)
+                self.agent = subprocess.Popen(self.command, env=self.environment, stdout=out, stderr=errors)
+            self.reader = threading.Thread(target=self.read_socket, daemon=True)
+            self.reader.start()
+            wait_for("`ready`", 60, lambda: self.count("ready") or self.agent.poll() is not None)
             if self.agent.poll() is not None:
-                with open(os.path.join(self.folder, "errors.log"), encoding="utf-8") as file:
+                with open(self.errors, encoding="utf-8") as file:
                     raise Failed(f"listen ended with {self.agent.returncode}: {file.read()[-500:]}")
             time.sleep(1.5)
         except BaseException:
@@ -97,7 +111,19 @@ class Listen:
                     child.kill()
                     child.wait()
 
+    def read_socket(self):
+        """What comes out of the socket, from the moment it is there (before the graphs are loaded) to its end."""
+        with socket.socket(socket.AF_UNIX) as client:
+            while client.connect_ex(self.socket):
+                if self.agent.poll() is not None:
+                    return
+                time.sleep(0.02)
+            with client.makefile(encoding="utf-8") as lines:
+                self.received.extend(map(json.loads, lines))
+
     def events(self):
+        if self.outputs:
+            return list(self.received)
         with open(self.out, encoding="utf-8") as file:
             return [json.loads(line) for line in file if line.endswith("\n")]
 
@@ -114,22 +140,29 @@ class Listen:
         """Asks, and waits until the answer was spoken."""
         turns = self.count("settled")
         self.play(name)
-        wait_for(f"the answer to {name}", 30, lambda: self.count("settled") > turns)
+        wait_for(f"the answer to {name}", 30, lambda: self.count("settled") > turns or self.agent.poll() is not None)
+        if self.count("settled") == turns:
+            raise Failed(f"listen ended with {self.agent.returncode} instead of answering {name}")
         time.sleep(1.5)
 
     def end(self):
         self.agent.send_signal(signal.SIGINT)
         if self.agent.wait(timeout=20) != 0:
             raise Failed(f"after Ctrl-C it ended with {self.agent.returncode}")
+        self.reader.join(timeout=10)
 
     def turns(self):
         return [event["turn"] for event in self.events() if event["event"] == "settled"]
 
 
 def converse(args, folder):
-    """Asks the questions; returns the turns, and the recording of the speaker."""
-    recorded = os.path.join(folder, "speaker.raw")
-    with Listen(args, folder) as listen:
+    """Asks the questions; returns the conversation that is over, and the recording of the speaker."""
+    recorded, config, lights = (os.path.join(folder, name) for name in ("speaker.raw", "settings.toml", "lights"))
+    with open(config, "w", encoding="utf-8") as file:
+        for name in ["ready", *STATES]:
+            script = f"echo $SA_EVENT $(date +%s.%N) >>{lights}"
+            file.write(f"[hook.{name}]\nprogram = {json.dumps(['/bin/sh', '-c', script])}\n")
+    with Listen(args, folder, "--config", config, "--field-log", os.path.join(folder, "log")) as listen:
         with open(recorded, "wb") as file:
             recorder = ["parec", "-d", "vspeaker.monitor", f"--rate={RATE}", "--channels=1", "--format=s16le"]
             listen.children.append(subprocess.Popen(recorder, env=listen.environment, stdout=file))
@@ -138,9 +171,47 @@ def converse(args, folder):
             listen.ask(name)
         time.sleep(2)  # what comes now, it would say to itself
         listen.end()
-        turns = listen.turns()
     with open(recorded, "rb") as file:
-        return turns, array.array("h", file.read()[: os.path.getsize(recorded) // 2 * 2])
+        return listen, array.array("h", file.read()[: os.path.getsize(recorded) // 2 * 2])
+
+
+def told(listen):
+    """Hooks and socket told what the agent did, while it did it; and how long the user waited, in its five parts."""
+    states = [event["state"] for event in listen.events() if event["event"] == "state"]
+    with open(os.path.join(listen.folder, "lights"), encoding="utf-8") as file:
+        lights = [(name, float(at)) for name, at in map(str.split, file)]
+    # Events that come together run their programs together.
+    lights.sort(key=lambda light: light[1])
+    if [name for name, _ in lights] != ["ready", *states]:
+        raise Failed(f"the states were {states}, and hooks were run for {lights}")
+    spoken = [later - at for (name, at), (_, later) in zip(lights, lights[1:]) if name == "speaking"]
+    settled = [event for event in listen.events() if event["event"] == "settled"]
+    if len(spoken) != len(settled) or any(seconds < 0.7 * event["turn"]["answer_s"] for seconds, event in zip(spoken, settled)):
+        raise Failed(f"it spoke for {[event['turn']['answer_s'] for event in settled]} s, by its hooks for {spoken}")
+    for kind in ("ready", "state", "heard", "call", "result", "text", "speech", "turn", "settled"):
+        printed, sent = ([event for event in events if event["event"] == kind] for events in (listen.events(), listen.received))
+        if printed != sent or not sent:
+            raise Failed(f"{len(printed)} events `{kind}` were printed, {len(sent)} sent to the socket, or they differ")
+    for waited in (event["waited_ms"] for event in settled):
+        parts = [waited[part] for part in WAITS]
+        # A first word and its sound can come in the same moment, and be given to a device that has room.
+        positive = waited["endpoint"] > 100 and waited["first_text"] > 0 and waited["audible"] > 0 and min(parts) > -0.1
+        if not positive or abs(sum(parts) - waited["voice_to_voice"]) > 0.1:
+            raise Failed(f"what the user waited is not the sum of its parts, or one of them cannot be: {waited}")
+
+
+def replay(args, listen):
+    """The field log has every turn, with what the user waited, and the same is decided again."""
+    log = os.path.join(listen.folder, "log")
+    waits = []
+    for name in sorted(name for name in os.listdir(log) if name.endswith(".jsonl")):
+        with open(os.path.join(log, name), encoding="utf-8") as file:
+            waits.append(json.load(file).get("waited_ms"))
+    if waits != [event["waited_ms"] for event in listen.events() if event["event"] == "settled"]:
+        raise Failed(f"the field log says that the user waited {waits}")
+    run = subprocess.run([args.agent, "replay", log, "--json", "--bundle", args.bundle], capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        raise Failed(f"the field log was not replayed to the same decisions: {run.stdout[-2000:]} {run.stderr[-500:]}")
 
 
 def unplug(args, folder):
@@ -160,6 +231,44 @@ def unplug(args, folder):
     if len(turns) != 2:
         raise Failed(f"{len(turns)} turns for 2 questions around a device that was away")
     print("the device vanished and came back, the conversation went on")
+
+
+def outputs(args, folder):
+    """Nobody reads its output, or it is on a full disk: the conversation goes on. So it does without the usual folder for its state."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, b"\n" * 4096)
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    with open("/dev/full", "wb") as full:
+        inside = os.path.join(folder, "unread")
+        os.makedirs(inside)
+        with Listen(args, inside, outputs=(writer, full), state=None) as listen:
+            os.close(writer)
+            listen.ask(QUESTIONS[0])
+            if not any(event["event"] == "error" and "/dev/null/sa" in event["message"] for event in listen.events()):
+                raise Failed(f"nobody was told that the state is not kept: {listen.events()}")
+            # What waited was kept, as far as there was room.
+            text = b""
+            while b'"settled"' not in text:
+                if not select.select([reader], [], [], 10)[0]:
+                    raise Failed(f"what was not read is lost: {text[-500:]}")
+                text += os.read(reader, 65536)
+            if not all(isinstance(json.loads(line), dict) for line in text.splitlines()[:-1] if line.strip()):
+                raise Failed("the lines are not whole")
+            os.close(reader)
+            listen.play(QUESTIONS[1])
+            wait_for("the end after its reader has gone", 30, lambda: listen.agent.poll() is not None)
+            if listen.agent.returncode != 0:
+                raise Failed(f"when its reader had gone it ended with {listen.agent.returncode}")
+        inside = os.path.join(folder, "full")
+        os.makedirs(inside)
+        with Listen(args, inside, outputs=(full, full)) as listen:
+            listen.ask(QUESTIONS[0])
+            listen.end()
+    print("with an output that nobody read, and one on a full disk, the conversation went on")
 
 
 def keys(args, folder):
@@ -201,7 +310,8 @@ def utterances(sound):
 
 
 def check(args, folder):
-    turns, sound = converse(args, folder)
+    listen, sound = converse(args, folder)
+    turns = listen.turns()
     with open(os.path.join(args.samples, "samples.jsonl"), encoding="utf-8") as file:
         said = {row["wav"].removesuffix(".wav"): row["text"] for row in map(json.loads, file)}
     heard = [turn["transcript"] for turn in turns]
@@ -214,7 +324,10 @@ def check(args, folder):
     spoken = utterances(sound)
     if len(spoken) != len(turns):
         raise Failed(f"{len(spoken)} utterances were recorded for {len(turns)} answers")
+    told(listen)
+    replay(args, listen)
     if not args.judge:
+        print("nobody listened to the recording: no --judge")
         return
     with open(os.path.join(folder, "list.jsonl"), "w", encoding="utf-8") as listing:
         for number, (turn, samples) in enumerate(zip(turns, spoken)):
@@ -293,10 +406,10 @@ def main():
     for name in ("agent", "bundle", "samples", "scratch"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--tools", default=os.path.join(HERE, "..", "device", "examples", "tools.toml"))
-    parser.add_argument("--only", choices=["check", "unplug", "keys", "wake", "examine"], help="one part alone")
+    parser.add_argument("--only", choices=["check", "unplug", "outputs", "keys", "wake", "examine"], help="one part alone")
     parser.add_argument("--judge", help="the Python that has pocketsphinx; without it nobody listens to the recording")
     args = parser.parse_args()
-    parts = [part for part in (check, unplug, keys, wake, examine) if args.only in (None, part.__name__)]
+    parts = [part for part in (check, unplug, outputs, keys, wake, examine) if args.only in (None, part.__name__)]
     for attempt in range(1, 4):
         folder = os.path.join(args.scratch, f"listen-{attempt}")
         shutil.rmtree(folder, ignore_errors=True)
