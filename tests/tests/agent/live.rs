@@ -241,13 +241,10 @@ fn a_conversation_in_a_room_that_echoes() {
     assert_eq!(bench.conversation.state(), State::Idle);
 }
 
-/// A cough (noise, 250 ms) does not end an answer; after it the answer goes on to its end.
+/// Neither a door (noise, 250 ms) nor a voice that is gone at once ends an answer; the voice, which it cannot tell from a user's first syllable,
+/// makes it pause, and it goes on to its end.
 #[test]
-fn a_door_does_not_end_the_answer() {
-    let mut bench = Bench::new(Room { seed: 5, stall_every: f64::INFINITY, ..Room::default() });
-    bench.say("16-repeat");
-    bench.until(State::Speaking, 15.0);
-    bench.run(0.5);
+fn a_door_and_a_short_sound_do_not_end_the_answer() {
     let mut state = 9u32;
     let door: Vec<f32> = (0..4000)
         .map(|i| {
@@ -255,10 +252,18 @@ fn a_door_does_not_end_the_answer() {
             ((state >> 16) as f32 / 32_768.0 - 1.0) * 0.5 * (-(i as f32) / 800.0).exp()
         })
         .collect();
-    bench.conversation.device().say(&door);
-    bench.until(State::Idle, 20.0);
-    bench.run(3.0);
-    assert_eq!(bench.turns.len(), 1, "{:?}", bench.states);
-    assert_eq!(bench.turns[0].stopped, Stopped::End, "{:?}", bench.states);
-    assert!(bench.states.contains(&State::Interrupted), "the door was too soft to be noticed: {:?}", bench.states);
+    let voice = read_wav(&sample("12-locks"), 30.0).expect("a sample");
+    let onset = voice.iter().position(|x| x.abs() > 0.03).expect("it is not silent");
+    for (sound, noticed) in [(&door[..], false), (&voice[onset..onset + 3200], true)] {
+        let mut bench = Bench::new(Room { seed: 5, stall_every: f64::INFINITY, ..Room::default() });
+        bench.say("16-repeat");
+        bench.until(State::Speaking, 15.0);
+        bench.run(0.5);
+        bench.hear(sound);
+        bench.until(State::Idle, 20.0);
+        bench.run(3.0);
+        assert_eq!(bench.turns.len(), 1, "{:?}", bench.states);
+        assert_eq!(bench.turns[0].stopped, Stopped::End, "{:?}", bench.states);
+        assert!(!noticed || bench.states.contains(&State::Interrupted), "too short to be noticed: {:?}", bench.states);
+    }
 }
