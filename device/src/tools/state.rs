@@ -40,8 +40,8 @@ pub(super) struct Kept {
 #[derive(Debug)]
 pub(super) struct State {
     dir: PathBuf,
-    /// Locked for as long as it is open.
-    _lock: File,
+    /// Locked until this is dropped.
+    lock: File,
 }
 
 impl State {
@@ -55,7 +55,7 @@ impl State {
             Err(TryLockError::WouldBlock) => return Err(StateError::Busy { dir: dir.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(failed(dir, source)),
         }
-        let state = Self { dir: dir.to_owned(), _lock: lock };
+        let state = Self { dir: dir.to_owned(), lock };
         let path = dir.join(FILE);
         let text = match fs::read(&path) {
             Ok(text) => text,
@@ -91,6 +91,13 @@ impl State {
             fs::rename(&partial, &path)
         };
         text.and_then(write).map_err(|source| StateError::Io { path: path.clone(), source })
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        // Closing alone would leave it to a program that a tool is just starting, which has the file too for a moment.
+        let _ = self.lock.unlock();
     }
 }
 
