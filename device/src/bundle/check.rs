@@ -10,6 +10,9 @@ use super::{
 };
 use crate::vocabulary::{SPECIALS, Vocabulary};
 
+/// Most elements of a tensor that crosses a graph's border: a cache of a million positions has half as many.
+const MOST_ELEMENTS: usize = 1 << 31;
+
 impl Manifest {
     /// Checks everything that needs no file.
     pub fn check(&self) -> Result<(), BundleError> {
@@ -35,6 +38,8 @@ impl Manifest {
             }
         }
         for (name, stage) in self.stage.present() {
+            // First: all that follows counts elements.
+            check_elements(name, stage)?;
             check_states(name, stage)?;
         }
         let Stages { tokenizer, lm, head, decoder } = &self.stage;
@@ -202,6 +207,18 @@ struct AddedToken {
     id: u32,
     #[serde(default)]
     content: String,
+}
+
+/// No tensor has so many elements that its size is no number, or no memory's.
+fn check_elements(name: StageName, entry: &StageEntry) -> Result<(), BundleError> {
+    let side = Side::of(name, entry);
+    for tensor in entry.inputs.iter().chain(&entry.outputs) {
+        let elements = tensor.shape.iter().try_fold(1usize, |all, n| all.checked_mul(*n));
+        if elements.is_none_or(|elements| elements > MOST_ELEMENTS) {
+            return Err(side.wrong(tensor, format!("at most {MOST_ELEMENTS} elements")));
+        }
+    }
+    Ok(())
 }
 
 /// Each `state.X` in has its `state.X.next` out, of the same shape, and the file of initial values its size.

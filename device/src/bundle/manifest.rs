@@ -272,7 +272,7 @@ impl TensorEntry {
         Self { name: name.into(), shape: shape.to_vec(), dtype: DType::I64 }
     }
 
-    /// Number of elements.
+    /// Number of elements; [`Manifest::check`] has seen to it that it is a number.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }

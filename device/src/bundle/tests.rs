@@ -110,6 +110,15 @@ fn every_mismatch_is_named() {
     assert!(refuse(&|m| of(&mut m.stage.lm).inputs.truncate(4)).contains("no input `cache.*`"));
     assert!(refuse(&|m| m.special_tokens.extend([("<end>".to_owned(), 8)])).contains("special token <end>"));
     assert!(refuse(&|m| of(&mut m.stage.decoder).latency_ms = 50.0).contains("stage.decoder.latency_ms = 50"));
+    // Products beyond any number, and numbers beyond any memory.
+    for shape in [vec![1 << 32, 1 << 32], vec![1, usize::MAX, 2], vec![1, 1 << 40]] {
+        let state = refuse(&|m| {
+            of(&mut m.stage.decoder).inputs[1].shape.clone_from(&shape);
+            of(&mut m.stage.decoder).outputs[2].shape.clone_from(&shape);
+        });
+        assert!(state.contains("stage decoder: `state.conv.0`") && state.contains("elements"), "{state}");
+        assert!(refuse(&|m| of(&mut m.stage.tokenizer).outputs[0].shape.clone_from(&shape)).contains("stage tokenizer: `units`"));
+    }
     assert!(refuse(&|m| m.unit_rate = 7).contains("unit_rate"));
     assert!(refuse(&|m| m.vocabulary = Some(FileEntry::named("../x"))).contains("missing"));
 }
