@@ -5,6 +5,7 @@ mod linear;
 mod products;
 
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -29,6 +30,18 @@ impl Engine for Tract {
     }
 
     fn load(&self, path: &Path, declared: &StageEntry) -> Result<Box<dyn Session>, EngineError> {
+        // tract panics on some graphs that nobody writes but a damaged disk or a stranger (a constant of text with raw bytes, a tensor
+        // without a type): its reader takes them for granted. Nothing of what it made by then is used afterwards.
+        catch_unwind(AssertUnwindSafe(|| self.read(path, declared))).unwrap_or_else(|panic| {
+            let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied());
+            let message = format!("it is no graph that tract expects ({})", said.unwrap_or("no reason was given"));
+            Err(EngineError::Load { engine: NAME, path: path.to_owned(), message })
+        })
+    }
+}
+
+impl Tract {
+    fn read(self, path: &Path, declared: &StageEntry) -> Result<Box<dyn Session>, EngineError> {
         let failed = |e: TractError| EngineError::Load { engine: NAME, path: path.to_owned(), message: chain(&e) };
         let mut file = std::fs::File::open(path).map_err(|e| failed(e.into()))?;
         // By the reader and the runtime, which are not generic: their code is then compiled in tract, not here again.
