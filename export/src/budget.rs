@@ -2,6 +2,8 @@
 //!
 //! A form that computes in fewer bits must also be no slower than fp32: it would cost accuracy and give nothing for it.
 
+use std::path::Path;
+
 use anyhow::Result;
 use sa_device::bundle::StageName;
 use sa_device::engine::{Engine, EngineName, Wish};
@@ -103,7 +105,7 @@ pub struct Baseline {
     pub ms: f64,
 }
 
-/// The first form of a stage within its budget, with its figures. `draw` makes a form that is not fp32 and measures it.
+/// The first form of a stage within its budget, with its figures. `library` is that of ONNX Runtime, if it is not in the usual places. `draw` makes a form that is not fp32 and measures it.
 ///
 /// # Errors
 /// See [`first_within`].
@@ -112,6 +114,7 @@ pub fn choose(
     budgets: &Budgets,
     force: bool,
     engine: &dyn Engine,
+    library: Option<&Path>,
     baseline: Baseline,
     mut draw: impl FnMut(Precision) -> Result<(StageGraph, Measured)>,
 ) -> Result<(StageGraph, StageReport)> {
@@ -128,7 +131,7 @@ pub fn choose(
         Ok(((graph, Some(measured)), missed))
     })?;
     let (graph, measured) = chosen.made;
-    entry.engine_ms = second_engine(engine, &graph, fp32.as_ref());
+    entry.engine_ms = second_engine(engine, library, &graph, fp32.as_ref());
     entry.precision = chosen.precision;
     entry.reason = chosen.reason;
     entry.worst_layers = graph.worst_layers();
@@ -147,9 +150,11 @@ const TIMED_STEPS: usize = 20;
 
 /// Medians of a step of a form and of fp32 on the engine that was not chosen, where there is one. Inputs are zeros: times do not depend on
 /// them.
-fn second_engine(chosen: &dyn Engine, graph: &StageGraph, fp32: Option<&StageGraph>) -> Vec<EngineTime> {
+fn second_engine(chosen: &dyn Engine, library: Option<&Path>, graph: &StageGraph, fp32: Option<&StageGraph>) -> Vec<EngineTime> {
     let other = if chosen.name() == "ort" { EngineName::Tract } else { EngineName::Ort };
-    let Ok(engine) = (Wish { engine: other, ..Wish::default() }).open(|_| ()) else { return Vec::new() };
+    let Ok(engine) = (Wish { engine: other, library: library.map(Path::to_owned), ..Wish::default() }).open(|_| ()) else {
+        return Vec::new();
+    };
     let time = |graph: &StageGraph| -> Result<f64, String> {
         let mut runner = Runner::new(&*engine, graph).map_err(|error| error.to_string())?;
         for _ in 0..TIMED_STEPS {

@@ -7,14 +7,13 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use sa_device::bundle::{hexadecimal, sha256_file};
 use sa_device::vocabulary::{Vocabulary, VocabularyError};
 use sa_models::decoder::{Decoder, DecoderConfig};
 use sa_models::lm::{self, Network};
 use sa_models::tokenizer::{Tokenizer, TokenizerConfig};
 use sa_models::train::checkpoint::{self, CheckpointError};
-use sha2::{Digest, Sha256};
 
+use crate::target::fingerprint;
 use crate::weights::{Weights, WeightsError};
 
 /// Why a checkpoint was refused.
@@ -117,12 +116,21 @@ impl Checkpoint {
 
     /// SHA-256 over the names and hashes of the checkpoint's files: what a bundle says it was made from.
     pub fn sha256(&self) -> Result<String, OpenError> {
-        let mut hasher = Sha256::new();
-        for file in FILES {
-            let path = self.dir.join(file);
-            let hash = sha256_file(&path).map_err(|source| OpenError::Read { path, source })?;
-            hasher.update(format!("{file} {hash}\n"));
-        }
-        Ok(hexadecimal(&hasher.finalize()))
+        let files = FILES.map(|file| (file.to_owned(), self.dir.join(file)));
+        fingerprint(files).map_err(|(path, source)| OpenError::Read { path, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sa_device::bundle::Bundle;
+
+    #[test]
+    fn the_shipped_bundle_names_the_shipped_checkpoint() {
+        let nano = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/pretrained/nano"));
+        let bundle = Bundle::open(&nano.join("bundle")).expect("it is in the repository");
+        let checkpoint = Checkpoint::open(&nano.join("checkpoint")).expect("it is in the repository");
+        assert_eq!(bundle.manifest().source_checkpoint, checkpoint.sha256().expect("readable"));
     }
 }

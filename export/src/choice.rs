@@ -58,9 +58,9 @@ impl Choice {
         Self { candidates: vec![precision], named: true, reason: "asked for" }
     }
 
-    /// Single precision throughout.
+    /// Single precision, where nobody asked for anything.
     pub fn fp32() -> Self {
-        Self { candidates: vec![Precision::Fp32], named: false, reason: "asked for" }
+        Self { candidates: vec![Precision::Fp32], named: false, reason: "the default: nothing smaller was asked for" }
     }
 }
 
@@ -91,8 +91,12 @@ pub fn first_within<T>(
                 bail!(BeyondBudget(format!("{stage} in {precision}: {missed}; leave the form to --int8, or accept it by --force")))
             }
             Some(missed) if !choice.named => notes.push(format!("{precision} was left: {missed}")),
-            _ => {
-                let reason = if notes.is_empty() { choice.reason.to_owned() } else { notes.join("; ") };
+            missed => {
+                let reason = match missed {
+                    Some(missed) => format!("forced: {missed}"),
+                    None if notes.is_empty() => choice.reason.to_owned(),
+                    None => notes.join("; "),
+                };
                 return Ok(Chosen { made, precision, reason });
             }
         }
@@ -114,7 +118,9 @@ mod tests {
         let named = Choice::named(Precision::Int8);
         let error = first_within(StageName::Lm, &named, false, attempt).map(|_| ()).expect_err("it was named");
         assert!(error.is::<BeyondBudget>() && error.to_string().contains("lm in int8: half of the units"), "{error}");
-        assert_eq!(first_within(StageName::Lm, &named, true, attempt).expect("forced").reason, "asked for");
+        assert_eq!(first_within(StageName::Lm, &named, true, attempt).expect("forced").reason, "forced: half of the units");
+        let within = Choice::named(Precision::Fp16);
+        assert_eq!(first_within(StageName::Lm, &within, true, attempt).expect("nothing to force").reason, "asked for");
         let none = Choice { candidates: vec![Precision::Int8], ..open };
         assert!(first_within(StageName::Lm, &none, false, attempt).is_err());
     }

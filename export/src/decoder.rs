@@ -72,7 +72,7 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     writer.add(&graph.file(), &graph.onnx)?;
     let points: Vec<(f64, f64)> = report.curve.iter().map(|(ahead, decibels)| (*ahead as f64 * report.unit_ms, *decibels)).collect();
     picture(&writer, "dB from the whole utterance, by look-ahead", &points)?;
-    let part = options.target.part(gan.path(), &graph, gan.config.num_embeddings, gan.config.hop())?;
+    let part = options.target.part(&[("hifigan", gan.files())], &graph, gan.config.num_embeddings, gan.config.hop())?;
     let bundle = writer.finish(Manifest { measured: report.to_toml(), ..part })?;
     Ok((bundle, report))
 }
@@ -147,6 +147,7 @@ impl Exporter<'_> {
         };
         self.step("fp32");
         let (fp32, reference, fp32_ms) = run(Precision::Fp32)?;
+        check_exclude(&self.options.exclude, &[&fp32]).map_err(Error::msg)?;
         let mut fp32 = Some(fp32);
         let chosen = first_within(StageName::Decoder, &self.options.choice, self.options.force, |precision| {
             if let Some(graph) = fp32.take_if(|_| precision == Precision::Fp32) {
@@ -160,7 +161,6 @@ impl Exporter<'_> {
             Ok(((graph, decibels, ms), missed))
         })?;
         let (graph, decibels, ms) = chosen.made;
-        check_exclude(&self.options.exclude, &[&graph]).map_err(Error::msg)?;
         let (precision, reason, bytes) = (chosen.precision, chosen.reason, graph.onnx.len());
         Ok((graph, Report { engine: self.engine.name(), window, unit_ms, curve, precision, reason, decibels, bytes, ms, fp32_ms }))
     }

@@ -22,7 +22,7 @@ use crate::report::Report;
 use crate::runner::Runner;
 use crate::samples::Samples;
 use crate::target::{Target, progress};
-use crate::units::{self, UNIT_DISTANCES};
+use crate::units::{self, MOST_UNITS, UNIT_DISTANCES};
 
 /// What to export and how.
 #[derive(Clone, Debug)]
@@ -62,7 +62,6 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
         progress: progress(12),
     };
     let (stages, report) = exporter.run()?;
-    graphs::check_exclude(&options.exclude, &stages.each_ref()).map_err(Error::msg)?;
     for stage in &stages {
         writer.add(&stage.file(), &stage.onnx)?;
         if let (Some(file), Some(values)) = (stage.initial_file(), &stage.initial) {
@@ -70,6 +69,7 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
         }
     }
     let (k, width) = (checkpoint.tokenizer.units, checkpoint.tokenizer.width);
+    ensure!(k <= MOST_UNITS, "the tokenizer has {k} units: at most {MOST_UNITS} are possible");
     let centroids = checkpoint.tokenizer_weights.tensor("centroids", &[k, width])?;
     writer.add(UNIT_DISTANCES, &units::distances(&centroids, k))?;
     writer.add("vocabulary.txt", checkpoint.vocabulary.to_text().as_bytes())?;
@@ -107,11 +107,28 @@ struct Exporter<'a> {
 
 impl Exporter<'_> {
     fn run(&mut self) -> Result<([StageGraph; 4], Report)> {
+        self.check_exclude()?;
         let mut report = Report::new(self.engine, self.samples);
         let (tokenizer, units) = self.tokenizer(&mut report)?;
         let (lm, head, spoken) = self.language_model(&units, &mut report)?;
         let decoder = self.decoder(&spoken, &units, &mut report)?;
         Ok(([tokenizer, lm, head, decoder], report))
+    }
+
+    /// Before anything is measured: each pattern must match a layer of some stage.
+    fn check_exclude(&self) -> Result<()> {
+        if self.options.exclude.is_empty() {
+            return Ok(());
+        }
+        let Checkpoint { tokenizer, tokenizer_weights, decoder, decoder_weights, lm, lm_weights, .. } = self.checkpoint;
+        let initial = prove::decoder_state(&self.checkpoint.decoder_network()?);
+        let drawn = [
+            graphs::tokenizer::draw(tokenizer, tokenizer_weights, Precision::Fp32, false)?,
+            graphs::lm::draw(lm, lm_weights, Precision::Fp32)?,
+            graphs::head::draw(lm, lm_weights, Precision::Fp32)?,
+            graphs::decoder::draw(decoder, decoder_weights, Precision::Fp32, initial)?,
+        ];
+        graphs::check_exclude(&self.options.exclude, &drawn.each_ref()).map_err(Error::msg)
     }
 
     fn step(&self, message: &str) {
@@ -252,11 +269,12 @@ impl Exporter<'_> {
         report: &mut Report,
         draw: &dyn Fn(Precision) -> Result<(StageGraph, Measured)>,
     ) -> Result<StageGraph> {
-        let Options { budgets, force, .. } = self.options;
-        let (graph, entry) = choose(self.choice(stage), budgets, *force, self.engine, baseline, |precision| {
-            self.step(&format!("{stage}: {precision}"));
-            draw(precision)
-        })?;
+        let Options { budgets, force, target, .. } = self.options;
+        let (graph, entry) =
+            choose(self.choice(stage), budgets, *force, self.engine, target.ort_library.as_deref(), baseline, |precision| {
+                self.step(&format!("{stage}: {precision}"));
+                draw(precision)
+            })?;
         report.stages.push(entry);
         Ok(graph)
     }

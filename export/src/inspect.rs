@@ -3,9 +3,9 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use sa_device::bundle::{Bundle, StageName};
-use sa_device::engine::{Engine, EngineName, Tract, Wish};
+use anyhow::{Context, Error, Result, ensure};
+use sa_device::bundle::{Bundle, BundleError, StageName, TensorEntry};
+use sa_device::engine::{Engine, EngineError, EngineName, Tract, Wish};
 
 use crate::onnx::Precision;
 use crate::prove::{Distance, Item, lm_step, text_step};
@@ -64,21 +64,35 @@ pub fn inspect(dir: &Path) -> Result<String> {
     Ok(text)
 }
 
+/// ONNX Runtime, where a library of it is found: at `library`, or in the usual places.
+fn second_engine(library: Option<&Path>) -> Result<Box<dyn Engine>, EngineError> {
+    Wish { engine: EngineName::Ort, library: library.map(Path::to_owned), ..Wish::default() }.open(|_| ())
+}
+
 /// Opens a bundle (hashes, shapes, vocabulary) and runs every graph a few times, on tract and, where a library of it is found, on
 /// ONNX Runtime. Returns the lines to print.
-pub fn verify(dir: &Path) -> Result<Vec<String>> {
+///
+/// # Errors
+/// A bundle that does not open, a graph that is not as `bundle.toml` says, or one that no engine runs.
+pub fn verify(dir: &Path, library: Option<&Path>) -> Result<Vec<String>> {
     let bundle = Bundle::open(dir)?;
     let mut lines = vec![format!("{}: files, hashes, shapes and vocabulary fit together", dir.display())];
-    let second = Wish { engine: EngineName::Ort, ..Wish::default() }.open(|_| ());
-    let engines = std::iter::once(&Tract as &dyn Engine).chain(second.as_deref().ok());
-    for engine in engines {
-        for (name, entry) in bundle.manifest().stage.present() {
-            let mut runner = Runner::open(engine, &bundle, name).with_context(|| format!("loading the stage {name}"))?;
-            for step in 0..VERIFY_STEPS {
-                run_once(&bundle, name, &mut runner, step).with_context(|| format!("running the stage {name} on {}", engine.name()))?;
+    let second = second_engine(library);
+    let engines: Vec<&dyn Engine> = std::iter::once(&Tract as &dyn Engine).chain(second.as_deref().ok()).collect();
+    for (name, entry) in bundle.manifest().stage.present() {
+        let mut failures = Vec::new();
+        for engine in &engines {
+            match run_steps(&bundle, name, *engine) {
+                Ok(ms) => lines.push(format!("{name}: loads and runs on {}, {} in {ms:.3} ms a step", engine.name(), entry.precision)),
+                Err(error) if is_invalid(&error) => return Err(error),
+                Err(error) => {
+                    lines.push(format!("{name}: does not run on {}: {error:#}", engine.name()));
+                    failures.push(error);
+                }
             }
-            let (precision, ms) = (&entry.precision, runner.median_ms());
-            lines.push(format!("{name}: loads and runs on {}, {precision} in {ms:.3} ms a step", engine.name()));
+        }
+        if failures.len() == engines.len() {
+            return Err(failures.swap_remove(0));
         }
     }
     if let Err(reason) = &second {
@@ -87,15 +101,30 @@ pub fn verify(dir: &Path) -> Result<Vec<String>> {
     Ok(lines)
 }
 
+/// Is it the bundle's fault: its files, what they promise, or a graph that is not as `bundle.toml` says?
+pub fn is_invalid(error: &Error) -> bool {
+    error.chain().any(|cause| cause.is::<BundleError>() || matches!(cause.downcast_ref(), Some(EngineError::Declared { .. })))
+}
+
+/// Median milliseconds of a few steps.
+fn run_steps(bundle: &Bundle, name: StageName, engine: &dyn Engine) -> Result<f64> {
+    let mut runner = Runner::open(engine, bundle, name).with_context(|| format!("loading the stage {name}"))?;
+    for step in 0..VERIFY_STEPS {
+        run_once(bundle, name, &mut runner, step).with_context(|| format!("running the stage {name} on {}", engine.name()))?;
+    }
+    Ok(runner.median_ms())
+}
+
 /// What two bundles have in common and where they differ, stage by stage: form, size, time, and the outputs on the same inputs. As text.
-pub fn compare(first: &Path, second: &Path) -> Result<String> {
+pub fn compare(first: &Path, second: &Path, library: Option<&Path>) -> Result<String> {
     let open = |dir: &Path| Bundle::open(dir).with_context(|| format!("opening {}", dir.display()));
     let (a, b) = (open(first)?, open(second)?);
+    let ort = second_engine(library);
     let mut text = String::new();
     writeln!(text, "A {} ({})\nB {} ({})", first.display(), a.manifest().name, second.display(), b.manifest().name)?;
     let source = |bundle: &Bundle| bundle.manifest().source_checkpoint.clone();
     writeln!(text, "{}", if source(&a) == source(&b) { "from the same checkpoint" } else { "from different checkpoints" })?;
-    writeln!(text, "{:<10} {:<27} {:>15} {:>17}  {:<22}", "stage", "precision", "MB", "ms a step", "difference (relative L2)")?;
+    writeln!(text, "{:<10} {:<27} {:>15} {:>17}  {:<22}", "stage", "precision", "MB", "ms a step", "difference")?;
     for name in StageName::ALL {
         let (entry_a, entry_b) = match (a.manifest().stage.get(name), b.manifest().stage.get(name)) {
             (Some(entry_a), Some(entry_b)) => (entry_a, entry_b),
@@ -111,31 +140,60 @@ pub fn compare(first: &Path, second: &Path) -> Result<String> {
             writeln!(text, "{:<10} {forms:<27} {bytes:>15} {:>17}  inputs or outputs differ", name.as_str(), "")?;
             continue;
         }
-        let (mut runner_a, mut runner_b) = (Runner::open(&Tract, &a, name)?, Runner::open(&Tract, &b, name)?);
-        let mut distance = Distance::default();
-        for step in 0..VERIFY_STEPS {
-            let outputs = run_once(&a, name, &mut runner_a, step)?;
-            distance.values(&outputs, &run_once(&b, name, &mut runner_b, step)?);
-        }
-        let times = format!("{:.3} → {:.3}", runner_a.median_ms(), runner_b.median_ms());
-        writeln!(text, "{:<10} {forms:<27} {bytes:>15} {times:>17}  {:.1e}", name.as_str(), distance.error())?;
+        // Both on one engine: the first that runs them.
+        let on = |engine: &dyn Engine| -> Result<String> {
+            let (mut runner_a, mut runner_b) = (Runner::open(engine, &a, name)?, Runner::open(engine, &b, name)?);
+            let difference = difference(&a, &b, name, &mut runner_a, &mut runner_b)?;
+            let times = format!("{:.3} → {:.3}", runner_a.median_ms(), runner_b.median_ms());
+            Ok(format!("{times:>17}  {difference} on {}", engine.name()))
+        };
+        let compared = match (on(&Tract), &ort) {
+            (Err(error), Ok(ort)) if !is_invalid(&error) => on(&**ort)?,
+            (compared, _) => compared?,
+        };
+        writeln!(text, "{:<10} {forms:<27} {bytes:>15} {compared}", name.as_str())?;
     }
     Ok(text)
 }
 
+/// How far apart the outputs of two graphs are on the same inputs: units by the share that is equal, for the number of a unit says
+/// nothing of its sound.
+fn difference(a: &Bundle, b: &Bundle, name: StageName, runner_a: &mut Runner, runner_b: &mut Runner) -> Result<String> {
+    let mut distance = Distance::default();
+    for step in 0..VERIFY_STEPS {
+        match (run_once(a, name, runner_a, step)?, run_once(b, name, runner_b, step)?) {
+            (Output::Units(a), Output::Units(b)) => distance.decisions(&a, &b),
+            (Output::Values(a), Output::Values(b)) => distance.values(&a, &b),
+            _ => unreachable!("a stage gives units or values, never both"),
+        }
+    }
+    Ok(match name {
+        StageName::Tokenizer => format!("{:.1} % of units equal", 100.0 * distance.agreement()),
+        _ => format!("{:.1e} relative L2", distance.error()),
+    })
+}
+
+/// What a step gave.
+enum Output {
+    Units(Vec<i64>),
+    Values(Vec<f32>),
+}
+
 /// A step with small inputs; what comes out must be finite, and units in range.
-fn run_once(bundle: &Bundle, name: StageName, runner: &mut Runner, step: usize) -> Result<Vec<f32>> {
+fn run_once(bundle: &Bundle, name: StageName, runner: &mut Runner, step: usize) -> Result<Output> {
     let manifest = bundle.manifest();
     let entry = manifest.stage.require(name)?;
     let outputs = match name {
         StageName::Tokenizer => {
-            let audio: Vec<f32> = (0..entry.chunk).map(|n| 0.1 * (n as f32 * 0.05).sin()).collect();
+            // A tone that rises from step to step: other units all the time.
+            let pitch = 0.02 + 0.01 * step as f32;
+            let audio: Vec<f32> = (0..entry.chunk).map(|n| 0.1 * (n as f32 * pitch).sin()).collect();
             let units = runner.step(&[("audio", &audio)], &[])?.i64("units")?;
             ensure!(units.iter().all(|unit| (0..manifest.k as i64).contains(unit)), "units out of range: {units:?}");
-            return Ok(units.iter().map(|unit| *unit as f32).collect());
+            return Ok(Output::Units(units));
         }
         StageName::Lm => {
-            let token = step as i64 + 1;
+            let token = ((step + 1) % manifest.text_logits().max(1)) as i64;
             let (logits, hidden) = match entry.input("units") {
                 Some(_) => lm_step(runner, manifest.group, &Item::Token(token), step)?,
                 None => text_step(runner, token, step)?,
@@ -143,7 +201,7 @@ fn run_once(bundle: &Bundle, name: StageName, runner: &mut Runner, step: usize) 
             [logits, hidden].concat()
         }
         StageName::Head => {
-            let width = entry.inputs.iter().map(|input| input.elements()).sum();
+            let width = entry.input("hidden").map_or(0, TensorEntry::elements);
             runner.step(&[("hidden", &vec![0.1; width])], &[])?.f32("unit_logits")?
         }
         StageName::Decoder => {
@@ -155,7 +213,7 @@ fn run_once(bundle: &Bundle, name: StageName, runner: &mut Runner, step: usize) 
         }
     };
     ensure!(outputs.iter().all(|x| x.is_finite()), "an output is not finite");
-    Ok(outputs)
+    Ok(Output::Values(outputs))
 }
 
 /// The precision of a name in a manifest or on the command line.

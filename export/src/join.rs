@@ -8,7 +8,7 @@ use sa_device::bundle::{Bundle, Manifest, StageName, hexadecimal};
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
-use crate::target::Target;
+use crate::target::{PICTURE, Target};
 
 /// Takes each stage from the first of the bundles `from` that holds it; head and vocabulary come with the language model. Nothing is
 /// computed anew: the graphs are copied as they are.
@@ -93,8 +93,10 @@ pub fn join(from: &[PathBuf], target: &Target) -> Result<(Bundle, Vec<String>)> 
         };
         *slot = Some(entry.clone());
         let mut measured = Table::from_iter([("from".to_owned(), Value::String(from.name.clone()))]);
-        if let Some(Value::Table(table)) = from.measured.get(name.as_str()) {
-            measured.extend(table.clone());
+        measured.extend(figures(from, *name));
+        if let Some(picture) = picture(part, *name) {
+            let copy = writer.path(&format!("{name}.{PICTURE}"));
+            std::fs::copy(&picture, copy).with_context(|| format!("copying {}", picture.display()))?;
         }
         manifest.measured.insert(name.as_str().to_owned(), Value::Table(measured));
         lines.push(format!("{name:<10} {}, from {}", entry.precision, part.dir().display()));
@@ -104,4 +106,84 @@ pub fn join(from: &[PathBuf], target: &Target) -> Result<(Bundle, Vec<String>)> 
         lines.push(format!("no {}: still a part of an agent", missing.join(", no ")));
     }
     Ok((writer.finish(manifest)?, lines))
+}
+
+/// What was measured of a stage. A bundle of one stage may say it without the stage's name; what a whole bundle says of all stages, such
+/// as the machine, is said of each.
+fn figures(from: &Manifest, name: StageName) -> Table {
+    let table = match from.measured.get(name.as_str()) {
+        Some(Value::Table(table)) => table.clone(),
+        _ => Table::new(),
+    };
+    let stages = StageName::ALL.map(StageName::as_str);
+    let alone = from.stage.present().count() == 1;
+    let of_all = |(key, value): &(&String, &Value)| !stages.contains(&key.as_str()) && (alone || !value.is_table());
+    let mut all: Table = from.measured.iter().filter(of_all).map(|(key, value)| (key.clone(), value.clone())).collect();
+    all.extend(table);
+    all
+}
+
+/// The curve of a stage over its look-ahead: of a bundle with this stage alone, or of one that was joined.
+fn picture(part: &Bundle, name: StageName) -> Option<PathBuf> {
+    let joined = part.dir().join(format!("{name}.{PICTURE}"));
+    let alone = Some(part.dir().join(PICTURE)).filter(|_| part.manifest().stage.present().count() == 1);
+    std::iter::once(joined).chain(alone).find(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sa_device::bundle::{BundleWriter, FileEntry, StageEntry, Stages, TensorEntry};
+    use sa_device::engine::EngineName;
+
+    fn target(output: PathBuf) -> Target {
+        let word = || "test".to_owned();
+        Target { output, name: "joined".into(), licence: word(), provenance: word(), engine: EngineName::Tract, ort_library: None }
+    }
+
+    /// A bundle of one stage, as `sa-export --hubert` and `--hifigan` write it; nothing here looks into graphs.
+    fn part(dir: &Path, name: StageName, measured: Table) -> PathBuf {
+        let output = dir.join(name.as_str());
+        let (f32, i64) = (TensorEntry::f32, TensorEntry::i64);
+        let (inputs, outputs, chunk, latency_ms) = match name {
+            StageName::Tokenizer => (vec![f32("audio", &[1, 640])], vec![i64("units", &[1, 1])], 640, 40.0),
+            _ => (vec![i64("units", &[1, 1])], vec![f32("audio", &[1, 640])], 1, 0.0),
+        };
+        let graph = FileEntry::named(format!("{name}.onnx"));
+        let entry = Some(StageEntry { graph, precision: "fp32".into(), chunk, latency_ms, initial: None, inputs, outputs });
+        let stage = match name {
+            StageName::Tokenizer => Stages { tokenizer: entry, ..Stages::default() },
+            _ => Stages { decoder: entry, ..Stages::default() },
+        };
+        let writer = BundleWriter::create(&output).expect("begins");
+        writer.add(&format!("{name}.onnx"), b"graph").expect("written");
+        writer.add(PICTURE, name.as_str().as_bytes()).expect("written");
+        let manifest = Manifest { name: name.to_string(), stage, measured, k: 10, ..target(output.clone()).manifest("00".into()) };
+        writer.finish(manifest).expect("a part of an agent");
+        output
+    }
+
+    #[test]
+    fn figures_and_pictures_of_parts_come_along() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let flat = toml::toml! { engine = "tract"
+        agreement_by_look_ahead_ms = [[0.0, 0.5], [40.0, 0.97]] };
+        let nested = toml::toml! { machine = "board"
+        decoder = { step_ms = 2.5 } };
+        let parts = [part(dir.path(), StageName::Tokenizer, flat), part(dir.path(), StageName::Decoder, nested)];
+        let (agent, _) = join(&parts, &target(dir.path().join("agent"))).expect("they fit together");
+        // And once more, as one of them is replaced in an agent.
+        let (again, _) = join(&[agent.dir().to_owned()], &target(dir.path().join("again"))).expect("an agent is a part too");
+        for bundle in [agent, again] {
+            let measured = &bundle.manifest().measured;
+            let tokenizer = measured["tokenizer"].as_table().expect("figures of the tokenizer");
+            assert_eq!((tokenizer["from"].as_str(), tokenizer["engine"].as_str()), (Some("tokenizer"), Some("tract")));
+            assert_eq!(tokenizer["agreement_by_look_ahead_ms"].as_array().map(Vec::len), Some(2), "{measured}");
+            let decoder = measured["decoder"].as_table().expect("figures of the decoder");
+            assert_eq!((decoder["step_ms"].as_float(), decoder["machine"].as_str()), (Some(2.5), Some("board")), "{measured}");
+            for name in ["tokenizer", "decoder"] {
+                assert_eq!(std::fs::read(bundle.dir().join(format!("{name}.{PICTURE}"))).expect("copied"), name.as_bytes());
+            }
+        }
+    }
 }

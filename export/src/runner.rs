@@ -1,7 +1,9 @@
 //! Runs a graph step by step on an engine of the runtime, keeping its states and caches as the runtime does.
 
+use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use sa_device::bundle::{Bundle, BundleError, StageEntry, StageName};
@@ -20,6 +22,9 @@ pub enum RunError {
     Engine { stage: StageName, source: EngineError },
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// The bundle's stage is of another model than its caller takes it for.
+    #[error("stage {stage}: {values} values for the input `{name}`, which has {size}")]
+    Size { stage: StageName, name: String, values: usize, size: usize },
     #[error("stage {stage} has no {what} `{name}`")]
     Tensor { stage: StageName, what: &'static str, name: String },
     /// The disk that holds temporary files is full or cannot be written to; `TMPDIR` names another.
@@ -43,17 +48,17 @@ pub struct Runner {
 impl Runner {
     /// Loads a graph that was just drawn.
     pub fn new(engine: &dyn Engine, graph: &StageGraph) -> Result<Self, RunError> {
-        Self::from_file(engine, graph, temporary(graph)?)
+        Self::from_file(engine, graph, Temporary::write(graph)?)
     }
 
     /// The same as [`Runner::new`] for a graph that nobody needs any more: its bytes go before the engine makes copies of them.
     pub fn spend(engine: &dyn Engine, mut graph: StageGraph) -> Result<Self, RunError> {
-        let file = temporary(&graph)?;
+        let file = Temporary::write(&graph)?;
         graph.onnx = Vec::new();
         Self::from_file(engine, &graph, file)
     }
 
-    fn from_file(engine: &dyn Engine, graph: &StageGraph, file: NamedTempFile) -> Result<Self, RunError> {
+    fn from_file(engine: &dyn Engine, graph: &StageGraph, file: Temporary) -> Result<Self, RunError> {
         let mut values = graph.initial.iter().flatten().copied();
         let states = graph.inputs.iter().filter(|input| input.name.starts_with("state."));
         let initial = states
@@ -122,14 +127,12 @@ impl Runner {
         for (name, values) in f32s {
             let input = self.input(name)?;
             let buffer = self.session.f32_input(input).map_err(|source| RunError::Engine { stage, source })?;
-            assert_eq!(buffer.len(), values.len(), "values for the input {name} of stage {stage}");
-            buffer.copy_from_slice(values);
+            fill(buffer, values).map_err(|size| RunError::Size { stage, name: (*name).into(), values: values.len(), size })?;
         }
         for (name, values) in i64s {
             let input = self.input(name)?;
             let buffer = self.session.i64_input(input).map_err(|source| RunError::Engine { stage, source })?;
-            assert_eq!(buffer.len(), values.len(), "values for the input {name} of stage {stage}");
-            buffer.copy_from_slice(values);
+            fill(buffer, values).map_err(|size| RunError::Size { stage, name: (*name).into(), values: values.len(), size })?;
         }
         let row = i64s.iter().find(|(name, _)| *name == "position").map_or(0, |(_, position)| position[0] as usize);
         let start = Instant::now();
@@ -169,11 +172,41 @@ impl Runner {
     }
 }
 
-/// The graph in a file: engines read files.
-fn temporary(graph: &StageGraph) -> std::io::Result<NamedTempFile> {
-    let mut file = tempfile::Builder::new().prefix("sa-export-").suffix(".onnx").tempfile()?;
-    file.write_all(&graph.onnx)?;
-    Ok(file)
+/// Copies values of the same number, or says how many there should be.
+fn fill<T: Copy>(buffer: &mut [T], values: &[T]) -> Result<(), usize> {
+    if buffer.len() != values.len() {
+        return Err(buffer.len());
+    }
+    buffer.copy_from_slice(values);
+    Ok(())
+}
+
+/// The graph in a file, for engines read files. On Linux it has no name, so that an export that is killed leaves nothing in the folder
+/// for temporary files.
+enum Temporary {
+    Unnamed { _open: File, path: PathBuf },
+    Named(NamedTempFile),
+}
+
+impl Temporary {
+    fn write(graph: &StageGraph) -> std::io::Result<Self> {
+        let mut file = tempfile::tempfile()?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        if path.exists() {
+            file.write_all(&graph.onnx)?;
+            return Ok(Self::Unnamed { _open: file, path });
+        }
+        let mut file = tempfile::Builder::new().prefix("sa-export-").suffix(".onnx").tempfile()?;
+        file.write_all(&graph.onnx)?;
+        Ok(Self::Named(file))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Unnamed { path, .. } => path,
+            Self::Named(file) => file.path(),
+        }
+    }
 }
 
 /// What the last step gave.

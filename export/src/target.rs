@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use sa_device::bundle::{BundleWriter, FORMAT_VERSION, Layout, Manifest, StageName, Stages, sha256_file};
+use sa_device::bundle::{BundleWriter, FORMAT_VERSION, Layout, Manifest, StageName, Stages, hexadecimal, sha256_file};
 use sa_device::engine::{Engine, EngineName, Wish};
+use sha2::{Digest, Sha256};
 
 use crate::graphs::StageGraph;
 
@@ -18,7 +19,7 @@ pub struct Target {
     /// Its folder; a bundle that is there is replaced.
     pub output: PathBuf,
     pub name: String,
-    /// Licence of the weights, an SPDX expression.
+    /// Licence of the weights, an SPDX expression; `unknown` where nobody has named it.
     pub licence: String,
     /// Where the weights come from, in words.
     pub provenance: String,
@@ -70,8 +71,9 @@ impl Target {
         }
     }
 
-    /// The manifest of a bundle with one stage over `k` units of `hop` samples, whose weights are the file `source`.
-    pub fn part(&self, source: &Path, graph: &StageGraph, k: usize, hop: usize) -> Result<Manifest> {
+    /// The manifest of a bundle with one stage over `k` units of `hop` samples, made from all files of these sources: what each is, and
+    /// its files.
+    pub fn part(&self, sources: &[(&str, Vec<PathBuf>)], graph: &StageGraph, k: usize, hop: usize) -> Result<Manifest> {
         let entry = Some(graph.entry());
         let stage = match graph.stage {
             StageName::Tokenizer => Stages { tokenizer: entry, ..Stages::default() },
@@ -79,7 +81,10 @@ impl Target {
             StageName::Head => Stages { head: entry, ..Stages::default() },
             StageName::Decoder => Stages { decoder: entry, ..Stages::default() },
         };
-        let sha256 = sha256_file(source).with_context(|| format!("reading {}", source.display()))?;
+        let sources = sources.iter().flat_map(|(what, files)| files.iter().map(move |file| (what, file)));
+        let named =
+            sources.map(|(what, file)| (format!("{what}/{}", file.file_name().unwrap_or_default().to_string_lossy()), file.clone()));
+        let sha256 = fingerprint(named).map_err(|(path, error)| Error::new(error).context(format!("reading {}", path.display())))?;
         Ok(Manifest {
             unit_rate: (RATE / hop) as u32,
             k,
@@ -105,9 +110,25 @@ impl Target {
     }
 }
 
+/// SHA-256 over the names and hashes of files: what a bundle says it was made from.
+///
+/// # Errors
+/// Which of them cannot be read, and why.
+pub(crate) fn fingerprint(files: impl IntoIterator<Item = (String, PathBuf)>) -> Result<String, (PathBuf, std::io::Error)> {
+    let mut hasher = Sha256::new();
+    for (name, path) in files {
+        let hash = sha256_file(&path).map_err(|error| (path, error))?;
+        hasher.update(format!("{name} {hash}\n"));
+    }
+    Ok(hexadecimal(&hasher.finalize()))
+}
+
+/// The file of [`picture`].
+pub(crate) const PICTURE: &str = "look_ahead.svg";
+
 /// Draws a curve over the look-ahead in milliseconds into the bundle's folder, for people to look at.
 pub(crate) fn picture(writer: &BundleWriter, title: &str, points: &[(f64, f64)]) -> Result<()> {
-    Ok(writer.add("look_ahead.svg", svg(title, points).as_bytes())?)
+    Ok(writer.add(PICTURE, svg(title, points).as_bytes())?)
 }
 
 /// A line through points, with the ranges of both axes written at their ends.
@@ -145,7 +166,22 @@ pub(crate) fn progress(steps: u64) -> ProgressBar {
 
 #[cfg(test)]
 mod tests {
-    use super::svg;
+    use super::*;
+
+    #[test]
+    fn every_input_leaves_its_trace() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let (index, shard) = (dir.path().join("model.safetensors.index.json"), dir.path().join("model-00001-of-00002.safetensors"));
+        let of = |shard_bytes: &str| {
+            std::fs::write(&index, "{}").expect("written");
+            std::fs::write(&shard, shard_bytes).expect("written");
+            fingerprint([("qwen/index".to_owned(), index.clone()), ("qwen/shard".to_owned(), shard.clone())]).expect("readable")
+        };
+        assert_eq!(of("a"), of("a"));
+        assert_ne!(of("a"), of("b"));
+        let (path, _) = fingerprint([("gone".to_owned(), dir.path().join("gone"))]).expect_err("it is not there");
+        assert!(path.ends_with("gone"));
+    }
 
     #[test]
     fn a_curve_runs_from_corner_to_corner() {

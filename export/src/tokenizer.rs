@@ -99,7 +99,8 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     writer.add(&graph.file(), &graph.onnx)?;
     let points: Vec<(f64, f64)> = report.curve.iter().map(|(ahead, share)| (*ahead as f64 * report.unit_ms, *share)).collect();
     picture(&writer, "share of units as in the offline pass, by look-ahead", &points)?;
-    let part = options.target.part(hubert.path(), &graph, codebook.shape[0], hubert.config.hop())?;
+    let sources = [("hubert", hubert.files()), ("kmeans", vec![options.kmeans.clone()])];
+    let part = options.target.part(&sources, &graph, codebook.shape[0], hubert.config.hop())?;
     writer.add(UNIT_DISTANCES, &units::distances(&codebook.data, codebook.shape[0]))?;
     let unit_distances = Some(FileEntry::named(UNIT_DISTANCES));
     let bundle = writer.finish(Manifest { measured: report.to_toml(), unit_distances, ..part })?;
@@ -200,6 +201,7 @@ impl Exporter<'_> {
         self.step("fp32");
         // Drawn again if it is what is chosen: memory is dearer than the second that this takes.
         let fp32 = draw(Precision::Fp32)?;
+        check_exclude(exclude, &[&fp32]).map_err(Error::msg)?;
         let (reference, fp32_ms) = run(fp32.chunk, Runner::spend(self.engine, fp32)?)?;
         let chosen = first_within(StageName::Tokenizer, &self.options.choice, self.options.force, |precision| {
             self.step(precision.name());
@@ -216,7 +218,6 @@ impl Exporter<'_> {
             Ok(((graph, agreement, ms), missed))
         })?;
         let (graph, agreement, ms) = chosen.made;
-        check_exclude(exclude, &[&graph]).map_err(Error::msg)?;
         let report = Report {
             engine: self.engine.name(),
             window,

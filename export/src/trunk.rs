@@ -84,7 +84,6 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     let (lm, head) = exporter.run(&mut report)?;
     bar.finish_and_clear();
     let drawn: Vec<&StageGraph> = std::iter::once(&lm).chain(&head).collect();
-    graphs::check_exclude(&options.exclude, &drawn).map_err(Error::msg)?;
     for graph in drawn {
         ensure!(
             graph.onnx.len() <= LARGEST_FILE,
@@ -96,7 +95,9 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
         writer.add(&graph.file(), &graph.onnx)?;
     }
     std::fs::copy(&tokenizer, writer.path("tokenizer.json")).with_context(|| format!("copying {}", tokenizer.display()))?;
-    let part = options.target.part(qwen.path(), &lm, config.units, RATE / UNIT_RATE)?;
+    let mut sources = vec![("qwen", qwen.files())];
+    sources.extend(speech.as_ref().map(|speech| ("speech", speech.files())));
+    let part = options.target.part(&sources, &lm, config.units, RATE / UNIT_RATE)?;
     let special_tokens = if speech.is_some() { qwen.special_tokens()? } else { Default::default() };
     let missing: Vec<&str> = SPECIALS[1..].iter().copied().filter(|token| !special_tokens.contains_key(*token)).collect();
     if speech.is_some() && !missing.is_empty() {
@@ -139,15 +140,21 @@ impl Exporter<'_> {
     fn run(&self, report: &mut Report) -> Result<(StageGraph, Option<StageGraph>)> {
         self.step("lm: fp32");
         let fp32 = self.draw_lm(Precision::Fp32.into())?;
+        if !self.options.exclude.is_empty() {
+            let head = self.speech.map(|speech| self.draw_head(speech, Precision::Fp32.into())).transpose()?;
+            let drawn: Vec<&StageGraph> = std::iter::once(&fp32).chain(&head).collect();
+            graphs::check_exclude(&self.options.exclude, &drawn).map_err(Error::msg)?;
+        }
         let mut runner = Runner::new(self.engine, &fp32)?;
         let tokens = self.write(&mut runner)?;
         let rows = self.read(&mut runner, &tokens)?;
         let importance = self.importance()?;
         let calibrated = |precision| Form { importance: importance.as_ref(), ..self.form(precision) };
-        let Options { lm, head, budgets, force, .. } = self.options;
+        let Options { lm, head, budgets, force, target, .. } = self.options;
+        let library = target.ort_library.as_deref();
         let baseline = Baseline { fp32, parity: None, ms: runner.median_ms() };
         drop(runner);
-        let (lm_graph, entry) = choose(lm, budgets, *force, self.engine, baseline, |precision| {
+        let (lm_graph, entry) = choose(lm, budgets, *force, self.engine, library, baseline, |precision| {
             self.step(&format!("lm: {precision}"));
             let graph = self.draw_lm(calibrated(precision))?;
             let mut runner = Runner::new(self.engine, &graph)?;
@@ -169,7 +176,7 @@ impl Exporter<'_> {
         };
         let reference = units(&mut runner)?;
         let baseline = Baseline { fp32, parity: None, ms: runner.median_ms() };
-        let (head_graph, entry) = choose(head, budgets, *force, self.engine, baseline, |precision| {
+        let (head_graph, entry) = choose(head, budgets, *force, self.engine, library, baseline, |precision| {
             self.step(&format!("head: {precision}"));
             let graph = self.draw_head(speech, calibrated(precision))?;
             let mut runner = Runner::new(self.engine, &graph)?;

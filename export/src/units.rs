@@ -2,6 +2,8 @@
 
 /// The file in a bundle.
 pub const UNIT_DISTANCES: &str = "unit_distances.u8";
+/// Most units of a tokenizer: the distances of so many take 64 MB in the bundle, and half a gigabyte while they are computed.
+pub const MOST_UNITS: usize = 8192;
 
 /// Distances of all pairs of `k` centroids (`[k, d]`), as `[k, k]` bytes: 255 for the median distance and beyond.
 pub fn distances(centroids: &[f32], k: usize) -> Vec<u8> {

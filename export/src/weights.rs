@@ -57,12 +57,6 @@ enum Store {
     Torch(Torch),
 }
 
-/// A tensor as it is stored.
-struct Stored {
-    shape: Vec<usize>,
-    data: Vec<f32>,
-}
-
 impl Weights {
     /// Opens a file of tensors: safetensors, an index of shards (`.json`), or PyTorch's (any other ending). No tensor is read yet.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
@@ -83,6 +77,28 @@ impl Weights {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Every file that this is read from: the one, or the index and its shards.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = vec![self.path.clone()];
+        if let Store::Safetensors { files: shards, index: Some(_) } = &self.store {
+            files.extend(shards.iter().map(|shard| shard.path.clone()));
+        }
+        files
+    }
+
+    /// Are there so many blocks: for each of them a tensor `PREFIX.NUMBER.FIELD`? A configuration can promise any number, and graphs
+    /// are drawn by it.
+    pub fn require_blocks(&self, prefix: &str, field: &str, count: usize) -> Result<(), WeightsError> {
+        let names = (0..count).map(|number| format!("{prefix}.{number}.{field}"));
+        names.filter(|name| self.shape(name).is_none()).map(|name| Err(self.missing(&name))).next().unwrap_or(Ok(()))
+    }
+
+    fn missing(&self, name: &str) -> WeightsError {
+        let names = self.names();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        WeightsError::Missing { path: self.path.clone(), name: name.into(), nearest: nearest(name, &names) }
     }
 
     /// The file of PyTorch that this is, for what it says beside the tensors.
@@ -127,24 +143,16 @@ impl Weights {
     /// The tensor `name`, which must have exactly this shape, as f32 in row-major order.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
         let path = || self.path.clone();
-        let stored = match &self.store {
-            Store::Safetensors { .. } => self.file_of(name).map(|file| file.tensor(name)).transpose()?.flatten(),
-            Store::Torch(torch) => match torch.tensor(name) {
-                Some(data) => {
-                    let data = data.map_err(|source| WeightsError::Torch { path: path(), source })?;
-                    Some(Stored { shape: torch.shape(name).unwrap_or_default().to_vec(), data })
-                }
-                None => None,
-            },
-        };
-        let Some(Stored { shape: actual, data }) = stored else {
-            let names = self.names();
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            return Err(WeightsError::Missing { path: path(), name: name.into(), nearest: nearest(name, &names) });
-        };
+        let actual = self.shape(name).ok_or_else(|| self.missing(name))?;
+        // Before anything is read: the file may promise a tensor of any size.
         if actual != shape {
             return Err(WeightsError::Shape { path: path(), name: name.into(), expected: shape.into(), actual });
         }
+        let data = match &self.store {
+            Store::Safetensors { .. } => self.file_of(name).map(|file| file.tensor(name)).transpose()?.flatten(),
+            Store::Torch(torch) => torch.tensor(name).transpose().map_err(|source| WeightsError::Torch { path: path(), source })?,
+        };
+        let data = data.expect("it has a shape, so it is there");
         if data.iter().any(|x| !x.is_finite()) {
             return Err(WeightsError::NotFinite { path: path(), name: name.into() });
         }
@@ -189,7 +197,7 @@ impl SafeFile {
         Ok(Self { path: path.into(), file, begin, metadata })
     }
 
-    fn tensor(&self, name: &str) -> Result<Option<Stored>, WeightsError> {
+    fn tensor(&self, name: &str) -> Result<Option<Vec<f32>>, WeightsError> {
         let Some(info) = self.metadata.info(name) else { return Ok(None) };
         let (from, to) = info.data_offsets;
         let mut bytes = vec![0u8; to - from];
@@ -202,7 +210,7 @@ impl SafeFile {
             Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
             actual => return Err(WeightsError::Type { path: self.path.clone(), name: name.into(), actual: format!("{actual:?}") }),
         };
-        Ok(Some(Stored { shape: info.shape.clone(), data }))
+        Ok(Some(data))
     }
 }
 

@@ -14,7 +14,7 @@ mod transformer;
 
 use sa_device::bundle::{FileEntry, StageEntry, StageName, TensorEntry};
 
-use crate::onnx::{DataType, Graph, Layer, Precision, Value};
+use crate::onnx::{DataType, Graph, Layer, Precision, Value, matches};
 
 /// What a sliding window holds, in units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +45,8 @@ pub struct StageGraph {
     pub initial: Option<Vec<f32>>,
     /// The quantised layers and what their weights lost.
     pub layers: Vec<Layer>,
-    /// Layers that were kept in single precision by their names.
-    pub kept: Vec<String>,
+    /// Names of all layers that have a precision.
+    pub names: Vec<String>,
     /// The ONNX file.
     pub onnx: Vec<u8>,
 }
@@ -67,8 +67,8 @@ impl StageGraph {
         };
         let inputs = graph.inputs().iter().map(entry).collect();
         let outputs = graph.outputs().iter().map(entry).collect();
-        let (layers, kept) = (graph.layers().to_vec(), graph.kept().to_vec());
-        Self { stage, precision, chunk, latency_ms, inputs, outputs, initial: None, layers, kept, onnx: graph.encode() }
+        let (layers, names) = (graph.layers().to_vec(), graph.drawn().iter().cloned().collect());
+        Self { stage, precision, chunk, latency_ms, inputs, outputs, initial: None, layers, names, onnx: graph.encode() }
     }
 
     /// The layers whose weights lost most, the worst first.
@@ -103,17 +103,16 @@ impl StageGraph {
     }
 }
 
-/// Refuses a wish to keep layers in single precision that none of the quantised graphs could meet.
+/// Refuses patterns of layers to keep in single precision that match none: of what is to be exported, in any precision.
 ///
 /// # Errors
-/// Names the patterns and some of the layers that there are.
+/// Names the pattern and some of the layers that there are.
 pub fn check_exclude(exclude: &[String], graphs: &[&StageGraph]) -> Result<(), String> {
-    let quantised: Vec<&&StageGraph> = graphs.iter().filter(|graph| graph.precision != Precision::Fp32).collect();
-    if exclude.is_empty() || quantised.is_empty() || quantised.iter().any(|graph| !graph.kept.is_empty()) {
-        return Ok(());
+    let names = || graphs.iter().flat_map(|graph| &graph.names).map(String::as_str);
+    match exclude.iter().find(|pattern| !names().any(|name| matches(pattern, name))) {
+        Some(dead) => Err(format!("--exclude {dead} matches no layer; there are {}, …", names().take(6).collect::<Vec<_>>().join(", "))),
+        None => Ok(()),
     }
-    let names: Vec<&str> = quantised.iter().flat_map(|graph| &graph.layers).map(|layer| layer.name.as_str()).take(6).collect();
-    Err(format!("--exclude {} matches no layer; there are {}, …", exclude.join(","), names.join(", ")))
 }
 
 /// A state of the shape `[1, rows, columns]`: joins it before the rows of `x` `[n, columns]`, keeps the last `rows`

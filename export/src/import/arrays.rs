@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::pickle::{Id, Pickle, PickleError, Value, Values};
+use crate::units::MOST_UNITS;
 use crate::weights::{Weights, WeightsError};
 
 /// An array in row-major order.
@@ -46,7 +47,7 @@ impl ElementType {
 
     /// The `numpy.dtype` that stands at `id`.
     fn of(values: &Values, id: Id) -> Option<Self> {
-        let object = values.object(id).filter(|object| object.class == "numpy.dtype")?;
+        let object = values.object(id).filter(|object| &*object.class == "numpy.dtype")?;
         let mut element = Self::parse(values.text(*object.arguments.first()?)?)?;
         let order = object.state.and_then(|state| values.text(*values.sequence(state)?.get(1)?));
         element.big_endian |= order == Some(">");
@@ -87,6 +88,10 @@ fn array(bytes: &[u8], element: ElementType, shape: Vec<usize>, columns_first: b
             bytes.len(),
             element.size
         ));
+    }
+    // Its other axis may still have any length.
+    if count == 0 {
+        return Err(format!("an array of shape {shape:?} holds no numbers"));
     }
     let mut data: Vec<f32> = bytes.chunks_exact(element.size).map(|bytes| element.value(bytes)).collect();
     if columns_first && shape.len() == 2 {
@@ -173,6 +178,7 @@ pub fn kmeans(path: &Path) -> Result<Array, ArrayError> {
         if bytes.starts_with(b"\x93NUMPY") { npy(&bytes).map_err(format)? } else { pickled_kmeans(path, &bytes)? }
     };
     match array.shape[..] {
+        [k, _] if k > MOST_UNITS => Err(format(format!("{k} centroids: at most {MOST_UNITS} units are possible"))),
         [k, d] if k > 1 && d > 0 && array.data.iter().all(|x| x.is_finite()) => Ok(array),
         [_, _] => Err(format("the centroids are not finite, or fewer than two".into())),
         _ => Err(format(format!("centroids are a matrix [k, d], this array has the shape {:?}", array.shape))),
@@ -223,6 +229,20 @@ mod tests {
     }
 
     #[test]
+    fn a_codebook_has_so_many_centroids_that_their_distances_fit() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("kmeans.npy");
+        let read = |k: usize| {
+            let numbers: Vec<u8> = (0..k).flat_map(|i| (i as f32).to_le_bytes()).collect();
+            std::fs::write(&path, npy_file("<f4", "False", &format!("({k}, 1)"), &numbers)).expect("written");
+            kmeans(&path).map(|array| array.shape).map_err(|error| error.to_string())
+        };
+        assert_eq!(read(MOST_UNITS), Ok(vec![MOST_UNITS, 1]));
+        assert!(read(MOST_UNITS + 1).expect_err("too many").contains("at most"));
+        assert!(read(1).expect_err("too few").contains("fewer than two"));
+    }
+
+    #[test]
     fn broken_npy_files_are_refused_at_every_length() {
         let whole = npy_file("<f4", "False", "(2, 3)", &[0; 24]);
         for length in 0..whole.len() {
@@ -230,5 +250,8 @@ mod tests {
         }
         assert!(npy(&npy_file("|O", "False", "(1,)", &[0; 8])).expect_err("objects").contains("no numbers"));
         assert!(npy(&npy_file("<f4", "False", "(99999999999, 99999999999)", &[])).is_err());
+        for order in ["True", "False"] {
+            assert!(npy(&npy_file("<f4", order, "(999999999999999, 0)", &[])).expect_err("empty").contains("no numbers"));
+        }
     }
 }

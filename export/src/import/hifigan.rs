@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{ImportError, folded, read};
+use super::{ImportError, MOST_CONVOLUTIONS, check_sizes, folded, hop_of, read};
 use crate::weights::{Weights, WeightsError};
+
+/// Most units on either side that a sample can depend on: public generators see about 20.
+const MOST_REACH: usize = 100;
 
 /// What `config.json` says; names are those of the file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -74,6 +77,11 @@ impl HifiGanConfig {
     }
 
     fn check(&self) -> Result<(), String> {
+        let dilations = || self.resblock_dilation_sizes.iter();
+        let lists = [self.upsample_rates.len(), self.resblock_kernel_sizes.len()].into_iter().chain(dilations().map(Vec::len));
+        if lists.max().is_some_and(|longest| longest > MOST_CONVOLUTIONS) {
+            return Err(format!("more than {MOST_CONVOLUTIONS} convolutions after one another"));
+        }
         let said = |value: &serde_json::Value| !matches!(value, serde_json::Value::Null | serde_json::Value::Bool(false));
         if said(&self.f0) {
             return Err("it wants the pitch beside the units (`f0`), which no language model here gives".into());
@@ -87,8 +95,14 @@ impl HifiGanConfig {
         if self.sampling_rate != 16_000 {
             return Err(format!("it speaks at {} Hz; 16000 is expected", self.sampling_rate));
         }
+        check_sizes([self.upsample_initial_channel, self.num_embeddings, self.embedding_dim])?;
+        let kernels = self.upsample_kernel_sizes.iter().chain(&self.resblock_kernel_sizes);
+        check_sizes(self.upsample_rates.iter().chain(kernels).chain(dilations().flatten()).copied())?;
         let stages = self.upsample_rates.len();
-        if stages == 0 || stages != self.upsample_kernel_sizes.len() || self.upsample_initial_channel >> stages == 0 {
+        if stages == 0
+            || stages != self.upsample_kernel_sizes.len()
+            || self.upsample_initial_channel.checked_shr(stages as u32).unwrap_or(0) == 0
+        {
             return Err("upsample_rates, upsample_kernel_sizes and upsample_initial_channel do not fit together".into());
         }
         let odd = |(rate, kernel): (&usize, &usize)| *rate == 0 || kernel < rate || (kernel - rate) % 2 == 1;
@@ -98,18 +112,16 @@ impl HifiGanConfig {
         if self.resblock_kernel_sizes.len() != self.resblock_dilation_sizes.len()
             || self.resblock_kernel_sizes.is_empty()
             || self.resblock_kernel_sizes.iter().any(|kernel| kernel % 2 == 0)
-            || self.resblock_dilation_sizes.iter().any(|d| d.is_empty() || d.contains(&0))
+            || dilations().any(Vec::is_empty)
         {
             return Err("resblock_kernel_sizes (odd numbers) and resblock_dilation_sizes do not fit together".into());
-        }
-        if self.num_embeddings == 0 || self.embedding_dim == 0 {
-            return Err("there are no units".into());
         }
         if self.model_in_dim.is_some_and(|inputs| inputs != self.embedding_dim) {
             return Err("model_in_dim is not embedding_dim: something else than units goes in".into());
         }
-        if !16_000usize.is_multiple_of(self.hop()) {
-            return Err(format!("{} samples a unit are no whole number of units a second at 16 kHz", self.hop()));
+        hop_of(self.upsample_rates.iter().copied())?;
+        if self.reach() > MOST_REACH {
+            return Err(format!("a sample depends on {} units on either side: at most {MOST_REACH} are possible", self.reach()));
         }
         Ok(())
     }
@@ -119,6 +131,7 @@ impl HifiGanConfig {
 #[derive(Debug)]
 pub struct HifiGan {
     pub config: HifiGanConfig,
+    config_path: PathBuf,
     weights: Weights,
 }
 
@@ -134,12 +147,14 @@ impl HifiGan {
         let wrong = |message: String| ImportError::Config { path: config_path.clone(), message };
         let config: HifiGanConfig = serde_json::from_slice(&read(&config_path)?).map_err(|error| wrong(error.to_string()))?;
         config.check().map_err(wrong)?;
-        Ok(Self { config, weights: Weights::open(&file)? })
+        Ok(Self { config, weights: Weights::open(&file)?, config_path })
     }
 
-    /// The file that holds the weights.
-    pub fn path(&self) -> &Path {
-        self.weights.path()
+    /// Every file that it is read from.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = vec![self.config_path.clone()];
+        files.extend(self.weights.files());
+        files
     }
 
     /// The units' embeddings `[k, d]`.
@@ -203,6 +218,19 @@ mod tests {
             (serde_json::json!({ "sampling_rate": 22050 }), "22050"),
             (serde_json::json!({ "upsample_kernel_sizes": [11, 8, 8, 4, 5] }), "even"),
             (serde_json::json!({ "resblock": 3 }), "resblock `3`"),
+            (
+                serde_json::json!({ "upsample_rates": [1u64 << 32, 1u64 << 32], "upsample_kernel_sizes": [1u64 << 32, 1u64 << 32] }),
+                "beyond",
+            ),
+            (serde_json::json!({ "upsample_rates": [1 << 23, 1 << 23, 2], "upsample_kernel_sizes": [1 << 23, 1 << 23, 2] }), "a second"),
+            (serde_json::json!({ "upsample_rates": vec![2; 70], "upsample_kernel_sizes": vec![4; 70] }), "more than 64"),
+            (serde_json::json!({ "upsample_rates": vec![1; 64], "upsample_kernel_sizes": vec![3; 64] }), "do not fit"),
+            (serde_json::json!({ "upsample_rates": [], "upsample_kernel_sizes": [] }), "do not fit"),
+            (serde_json::json!({ "resblock_dilation_sizes": [[1, 3], [1, u64::MAX], [1, 5]] }), "beyond"),
+            (serde_json::json!({ "resblock_dilation_sizes": [[1, 3], [1, 0], [1, 5]] }), "zero"),
+            (serde_json::json!({ "resblock_dilation_sizes": [[1, 3], [1, 1 << 20], [1, 5]] }), "at most 100"),
+            (serde_json::json!({ "num_embeddings": u64::MAX }), "beyond"),
+            (serde_json::json!({ "num_embeddings": 0 }), "zero"),
         ] {
             let message = config(change).expect_err("must be refused");
             assert!(message.contains(says), "{message}");

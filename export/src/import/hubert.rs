@@ -3,12 +3,12 @@
 //! Both become one configuration and one set of names (Hugging Face's); the shapes of the network are HuBERT's base and large
 //! (Hsu et al. 2021) and mHuBERT-25Hz's, which has one more convolution of stride 2 and a batch norm before its positions.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::pickle::{Id, Pickle, Value};
-use super::{ImportError, folded, read};
+use super::{ImportError, MOST_CONVOLUTIONS, check_sizes, folded, hop_of, read};
 use crate::weights::{Weights, WeightsError};
 
 /// How the stem is normalised.
@@ -28,6 +28,9 @@ pub struct Convolution {
     pub kernel: usize,
     pub stride: usize,
 }
+
+/// Most samples that a frame sees: public HuBERTs see 400 and 720.
+const LONGEST_FIELD: usize = 16_000;
 
 /// The sizes of a HuBERT.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,15 +74,21 @@ impl HubertConfig {
 
     fn check(&self) -> Result<(), String> {
         let Self { width, heads, position_groups, position_kernel, .. } = self;
-        let sizes = [*width, *heads, self.layers, self.feed_forward, *position_groups, *position_kernel];
-        if sizes.contains(&0) || self.stem.is_empty() || self.stem.iter().any(|c| c.channels == 0 || c.kernel == 0 || c.stride == 0) {
-            return Err("a size is zero".into());
+        if !(1..=MOST_CONVOLUTIONS).contains(&self.stem.len()) {
+            return Err(format!("{} convolutions: 1 to {MOST_CONVOLUTIONS} are possible", self.stem.len()));
         }
+        check_sizes([*width, *heads, self.layers, self.feed_forward, *position_groups, *position_kernel])?;
+        check_sizes(self.stem.iter().flat_map(|c| [c.channels, c.kernel, c.stride]))?;
         if !width.is_multiple_of(*heads) || !width.is_multiple_of(*position_groups) {
             return Err(format!("the width {width} is no multiple of {heads} heads and {position_groups} groups"));
         }
-        if 16_000 % self.hop() != 0 {
-            return Err(format!("a frame every {} samples is no whole number of units a second at 16 kHz", self.hop()));
+        hop_of(self.stem.iter().map(|layer| layer.stride))?;
+        if !(self.hop()..=LONGEST_FIELD).contains(&self.receptive_field()) {
+            return Err(format!(
+                "a frame every {} samples sees {} samples: at least as many, and at most {LONGEST_FIELD} are possible",
+                self.hop(),
+                self.receptive_field()
+            ));
         }
         Ok(())
     }
@@ -179,6 +188,8 @@ pub struct Hubert {
     pub config: HubertConfig,
     weights: Weights,
     names: Names,
+    /// Where its configuration is, if not in the file of the weights.
+    dir: Option<PathBuf>,
 }
 
 impl Hubert {
@@ -186,12 +197,17 @@ impl Hubert {
     pub fn open(path: &Path) -> Result<Self, ImportError> {
         let (config, weights, names) = if path.is_dir() { open_folder(path)? } else { open_fairseq(path)? };
         config.check().map_err(|message| ImportError::Config { path: path.into(), message })?;
-        Ok(Self { config, weights, names })
+        Ok(Self { config, weights, names, dir: path.is_dir().then(|| path.into()) })
     }
 
-    /// The file that holds the weights.
-    pub fn path(&self) -> &Path {
-        self.weights.path()
+    /// Every file that it is read from.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = self.weights.files();
+        if let Some(dir) = &self.dir {
+            files.push(dir.join("config.json"));
+            files.extend(Some(dir.join(PREPROCESSOR)).filter(|path| path.is_file()));
+        }
+        files
     }
 
     /// A tensor by Hugging Face's name.
@@ -252,6 +268,9 @@ fn fairseq_name(name: &str, config: &HubertConfig) -> String {
     PARTS.iter().find(|(ours, _)| name.contains(ours)).map_or_else(|| name.to_owned(), |(ours, theirs)| name.replacen(ours, theirs, 1))
 }
 
+/// The file that says what becomes of the audio before the network.
+const PREPROCESSOR: &str = "preprocessor_config.json";
+
 type Opened = (HubertConfig, Weights, Names);
 
 fn open_folder(dir: &Path) -> Result<Opened, ImportError> {
@@ -265,11 +284,9 @@ fn open_folder(dir: &Path) -> Result<Opened, ImportError> {
         true
     }
     // Without a preprocessor's settings the audio is taken as it is.
-    let normalise = match read(&dir.join("preprocessor_config.json")) {
+    let normalise = match read(&dir.join(PREPROCESSOR)) {
         Ok(bytes) => {
-            serde_json::from_slice::<Preprocessor>(&bytes)
-                .map_err(|error| wrong(format!("preprocessor_config.json: {error}")))?
-                .do_normalize
+            serde_json::from_slice::<Preprocessor>(&bytes).map_err(|error| wrong(format!("{PREPROCESSOR}: {error}")))?.do_normalize
         }
         Err(_) => false,
     };
@@ -324,11 +341,24 @@ impl Settings<'_> {
 }
 
 fn fairseq_config(model: &Settings, task: Option<Settings>) -> Result<HubertConfig, String> {
+    // `arch` is from before fairseq had configurations.
+    let name = model.text("_name").or_else(|| model.text("arch")).unwrap_or("hubert");
+    if name != "hubert" {
+        return Err(format!("the model is `{name}`, a HuBERT without a head says `hubert`"));
+    }
+    let activation = model.text("activation_fn").unwrap_or("gelu");
+    if activation != "gelu" {
+        return Err(format!("activation `{activation}`: only gelu is known"));
+    }
     let layers = model.text("conv_feature_layers").unwrap_or("[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2");
-    let extractor = model.text("extractor_mode").unwrap_or("default");
+    let stem_norm = match model.text("extractor_mode").unwrap_or("default") {
+        "default" => StemNorm::Group,
+        "layer_norm" => StemNorm::Layer,
+        other => return Err(format!("extractor_mode `{other}`: default and layer_norm are known")),
+    };
     Ok(HubertConfig {
         stem: convolutions(layers)?,
-        stem_norm: if extractor == "layer_norm" { StemNorm::Layer } else { StemNorm::Group },
+        stem_norm,
         stem_bias: model.flag("conv_bias"),
         projection_norm: true,
         width: model.size("encoder_embed_dim", 768)?,
@@ -379,6 +409,54 @@ mod tests {
         };
         assert_eq!((config.hop(), config.receptive_field(), config.frames(16_000)), (640, 720, 24));
         assert!(convolutions("__import__('os')").is_err());
+    }
+
+    #[test]
+    fn sizes_beyond_any_network_are_refused() {
+        let check = |changes: serde_json::Value| {
+            let mut config = serde_json::json!({ "model_type": "hubert" });
+            config.as_object_mut().expect("an object").extend(changes.as_object().expect("an object").clone());
+            let config: HuggingFace = serde_json::from_value(config).map_err(|error| error.to_string())?;
+            config.config(false)?.check()
+        };
+        assert_eq!(check(serde_json::json!({})), Ok(()));
+        let stem = |kernels: &[u64], strides: &[u64]| serde_json::json!({ "conv_dim": vec![512; kernels.len()], "conv_kernel": kernels, "conv_stride": strides });
+        for (change, says) in [
+            (stem(&[10, 3, 3], &[1 << 32, 1 << 32, 2]), "beyond"),
+            (stem(&[10, 3, 3], &[1 << 23, 1 << 23, 1 << 23]), "longer than a second"),
+            (stem(&[1 << 63, 3], &[5, 2]), "beyond"),
+            (stem(&[1 << 20, 1 << 20], &[5, 2]), "sees"),
+            (stem(&[1, 1], &[5, 2]), "sees 1 samples"),
+            (stem(&[3; 65], &[1; 65]), "65 convolutions"),
+            (stem(&[], &[]), "0 convolutions"),
+            (serde_json::json!({ "hidden_size": 1u64 << 62, "num_attention_heads": 1, "num_conv_pos_embedding_groups": 1 }), "beyond"),
+            (serde_json::json!({ "hidden_size": 0 }), "zero"),
+            (serde_json::json!({ "hidden_size": 100 }), "no multiple"),
+        ] {
+            let message = check(change).expect_err("must be refused");
+            assert!(message.contains(says), "{message}");
+        }
+    }
+
+    #[test]
+    fn only_a_hubert_of_fairseq_is_taken_for_one() {
+        // A dictionary of text to text.
+        let config = |entries: &[(&str, &str)]| {
+            let text = |text: &str| [b"X".as_slice(), &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
+            let items: Vec<u8> = entries.iter().flat_map(|(key, value)| [text(key), text(value), b"s".to_vec()].concat()).collect();
+            let pickle = Pickle::read(&[b"}".to_vec(), items, b".".to_vec()].concat()).expect("a dictionary");
+            fairseq_config(&Settings { id: pickle.root(), pickle: &pickle }, None)
+        };
+        let plain = config(&[]).expect("all defaults");
+        assert_eq!(config(&[("_name", "hubert"), ("activation_fn", "gelu"), ("extractor_mode", "default")]), Ok(plain.clone()));
+        assert_eq!(config(&[("extractor_mode", "layer_norm")]).map(|config| config.stem_norm), Ok(StemNorm::Layer));
+        plain.check().expect("HuBERT base");
+        for (key, value) in
+            [("_name", "wav2vec2"), ("_name", "hubert_ctc"), ("arch", "data2vec"), ("activation_fn", "relu"), ("extractor_mode", "mel")]
+        {
+            let message = config(&[(key, value)]).expect_err("must be refused");
+            assert!(message.contains(value), "{message}");
+        }
     }
 
     #[test]

@@ -28,6 +28,32 @@ pub enum ImportError {
     Config { path: PathBuf, message: String },
 }
 
+/// No network is wider, and the products of a few such sizes are numbers still.
+const LARGEST_SIZE: usize = 1 << 24;
+/// No head is wider.
+const LARGEST_HEAD: usize = 1024;
+/// No network has more convolutions after one another, or more of them side by side.
+const MOST_CONVOLUTIONS: usize = 64;
+
+/// Refuses sizes that no network has: what is computed with them would overflow.
+fn check_sizes(sizes: impl IntoIterator<Item = usize>) -> Result<(), String> {
+    match sizes.into_iter().find(|size| !(1..=LARGEST_SIZE).contains(size)) {
+        Some(0) => Err("a size is zero".into()),
+        Some(size) => Err(format!("a size of {size} is beyond {LARGEST_SIZE}")),
+        None => Ok(()),
+    }
+}
+
+/// Samples from one step of a network to the next, if they are a whole number of steps a second at 16 kHz.
+fn hop_of(strides: impl IntoIterator<Item = usize>) -> Result<usize, String> {
+    let hop = strides.into_iter().try_fold(1usize, usize::checked_mul).filter(|hop| (1..=16_000).contains(hop));
+    let hop = hop.ok_or("a step is longer than a second at 16 kHz")?;
+    if !16_000usize.is_multiple_of(hop) {
+        return Err(format!("{hop} samples a unit are no whole number of units a second at 16 kHz"));
+    }
+    Ok(hop)
+}
+
 /// The bytes of a file.
 fn read(path: &Path) -> Result<Vec<u8>, ImportError> {
     std::fs::read(path).map_err(|source| ImportError::Read { path: path.into(), source })
@@ -56,4 +82,20 @@ fn folded(weights: &Weights, name: &str, shape: [usize; 3], axis: usize) -> Resu
         *w = (f64::from(*w) * f64::from(gain[place(i)]) / squares[place(i)].sqrt()) as f32;
     }
     Ok(weight)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_steps_have_bounds() {
+        assert_eq!(check_sizes([1, LARGEST_SIZE]), Ok(()));
+        assert!(check_sizes([1, 0]).expect_err("none").contains("zero"));
+        assert!(check_sizes([1, LARGEST_SIZE + 1]).expect_err("too large").contains("beyond"));
+        assert_eq!(hop_of([5, 4, 4, 2, 2]), Ok(320));
+        for strides in [vec![3], vec![0, 5], vec![1 << 32, 1 << 32], vec![16_001]] {
+            hop_of(strides).expect_err("no whole number of steps");
+        }
+    }
 }

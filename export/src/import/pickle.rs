@@ -26,18 +26,18 @@ pub enum Value {
     Sequence(Vec<Id>),
     Dict(Vec<(Id, Id)>),
     /// A class or a function: `module.name`.
-    Global(String),
+    Global(Arc<str>),
     /// What a call of `class` would have made.
-    Object(Object),
+    Object(Box<Object>),
     /// An object that is kept outside of the pickle, such as a tensor's storage.
     Persistent(Id),
 }
 
 /// A call that was not made, and what would then have been put into its result.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Object {
     /// `module.name` of the class or function.
-    pub class: String,
+    pub class: Arc<str>,
     pub arguments: Vec<Id>,
     /// For `__setstate__`.
     pub state: Option<Id>,
@@ -90,8 +90,10 @@ const NAMES: [&str; 16] = [
 ];
 /// Functions of those libraries that would run what they are given.
 const RUNNERS: [&str; 6] = ["eval", "exec", "system", "load", "runstring", "__import__"];
-/// More values than the pickle of any checkpoint has; a small file cannot make more.
+/// More values than the pickle of any checkpoint has, copies of arguments and of names included; a small file cannot make more.
 const MOST_VALUES: usize = 20_000_000;
+/// Most axes of an array; PyTorch and NumPy have no more.
+const MOST_AXES: usize = 64;
 
 fn allowed(name: &str) -> bool {
     let name = name.replacen("__builtin__.", "builtins.", 1).replacen("copy_reg.", "copyreg.", 1);
@@ -111,7 +113,8 @@ pub struct Pickle {
 impl Pickle {
     /// Reads the pickle at the start of `bytes`; what follows it is left alone.
     pub fn read(bytes: &[u8]) -> Result<Self> {
-        let mut machine = Machine { bytes, at: 0, values: Values::default(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
+        let mut machine =
+            Machine { bytes, at: 0, values: Values::default(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), copied: 0 };
         let root = machine.run()?;
         Ok(Self { values: machine.values, root, length: machine.at })
     }
@@ -168,7 +171,7 @@ impl Values {
             Value::Sequence(elements) => Some(elements),
             Value::Object(object) if !object.elements.is_empty() => Some(&object.elements),
             // `torch.Size((2, 3))`
-            Value::Object(Object { arguments, .. }) if arguments.len() == 1 => match self.value(arguments[0]) {
+            Value::Object(object) if object.arguments.len() == 1 => match self.value(object.arguments[0]) {
                 Value::Sequence(elements) => Some(elements),
                 _ => None,
             },
@@ -176,9 +179,9 @@ impl Values {
         }
     }
 
-    /// A list or tuple of sizes.
+    /// A list or tuple of sizes; `None` for one of more axes than arrays have: many tensors may share it, and each gets a copy.
     pub fn sizes(&self, id: Id) -> Option<Vec<usize>> {
-        self.sequence(id)?.iter().map(|id| usize::try_from(self.int(*id)?).ok()).collect()
+        self.sequence(id).filter(|sizes| sizes.len() <= MOST_AXES)?.iter().map(|id| usize::try_from(self.int(*id)?).ok()).collect()
     }
 
     /// Entries of a dictionary, or of an object that is one.
@@ -228,6 +231,8 @@ struct Machine<'a> {
     stack: Vec<Id>,
     marks: Vec<usize>,
     memo: HashMap<usize, Id>,
+    /// Elements and characters that were copied: a few bytes of the file can ask for the same large tuple again and again.
+    copied: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -239,10 +244,21 @@ impl<'a> Machine<'a> {
                 return self.pop();
             }
             self.step(code, at)?;
-            if self.values.0.len() > MOST_VALUES {
-                return Err(PickleError::Unsupported("the pickle holds more values than any checkpoint".into()));
-            }
+            self.within()?;
         }
+    }
+
+    fn within(&self) -> Result<()> {
+        if self.values.0.len() + self.copied > MOST_VALUES {
+            return Err(PickleError::Unsupported("the pickle holds more values than any checkpoint".into()));
+        }
+        Ok(())
+    }
+
+    /// Counts what is about to be copied.
+    fn copies(&mut self, count: usize) -> Result<()> {
+        self.copied += count;
+        self.within()
     }
 
     fn step(&mut self, code: u8, at: usize) -> Result<()> {
@@ -408,10 +424,10 @@ impl<'a> Machine<'a> {
                 format!("{}.{}", self.line()?, self.line()?)
             } else {
                 let parts = self.pop_many(2)?;
-                match (self.values.value(parts[0]), self.values.value(parts[1])) {
-                    (Value::Text(module), Value::Text(name)) => format!("{module}.{name}"),
-                    _ => return Err(self.damaged(at, "a class without a name")),
-                }
+                let length = parts.iter().map(|part| self.values.text(*part).map(str::len)).sum::<Option<usize>>();
+                self.copies(length.ok_or_else(|| self.damaged(at, "a class without a name"))?)?;
+                let text = |part: Id| self.values.text(part).unwrap_or_default();
+                format!("{}.{}", text(parts[0]), text(parts[1]))
             };
             return self.global(name);
         }
@@ -434,10 +450,12 @@ impl<'a> Machine<'a> {
             self.pop()?; // named arguments: no class that is read here has any
         }
         let parts = self.pop_many(2)?;
-        let arguments = match self.values.value(parts[1]) {
-            Value::Sequence(arguments) => arguments.clone(),
+        let count = match self.values.value(parts[1]) {
+            Value::Sequence(arguments) => arguments.len(),
             _ => return Err(self.damaged(at, "arguments that are no tuple")),
         };
+        self.copies(count)?;
+        let arguments = self.values.sequence(parts[1]).unwrap_or_default().to_vec();
         self.object(parts[0], arguments, at)
     }
 
@@ -445,7 +463,7 @@ impl<'a> Machine<'a> {
         if !allowed(&name) {
             return Err(PickleError::Code(name));
         }
-        self.push(Value::Global(name));
+        self.push(Value::Global(name.into()));
         Ok(())
     }
 
@@ -461,7 +479,8 @@ impl<'a> Machine<'a> {
             class = name.clone();
             arguments.clear();
         }
-        self.push(Value::Object(Object { class, arguments, ..Object::default() }));
+        let object = Object { class, arguments, state: None, items: Vec::new(), elements: Vec::new(), raw: None };
+        self.push(Value::Object(Box::new(object)));
         Ok(())
     }
 
@@ -471,7 +490,7 @@ impl<'a> Machine<'a> {
         let is_joblib_array = match &mut self.values.0[target] {
             Value::Object(object) => {
                 object.state = Some(state);
-                object.class == "joblib.numpy_pickle.NumpyArrayWrapper"
+                &*object.class == "joblib.numpy_pickle.NumpyArrayWrapper"
             }
             // `OrderedDict` subclasses of plain containers keep attributes nobody reads.
             _ => false,
@@ -579,5 +598,42 @@ impl<'a> Machine<'a> {
 
     fn damaged(&self, at: usize, what: &str) -> PickleError {
         PickleError::Damaged { at, what: what.to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tuple of `count` references to one value, kept in the memo, and then `calls` calls with it.
+    fn calls_with_one_tuple(count: usize, calls: usize) -> Vec<u8> {
+        let mut bytes = b"\x80\x02ccollections\nOrderedDict\nq\x01Nq\x00(".to_vec();
+        bytes.extend(b"h\x00".repeat(count));
+        bytes.extend(b"tq\x02");
+        bytes.extend(b"h\x01h\x02R0".repeat(calls));
+        bytes.extend(b"N.");
+        bytes
+    }
+
+    #[test]
+    fn arguments_that_are_used_again_and_again_are_counted() {
+        assert!(Pickle::read(&calls_with_one_tuple(3, 4)).is_ok());
+        // 200 kB that would become 13 GB.
+        let error = Pickle::read(&calls_with_one_tuple(50_000, 17_000)).expect_err("too many");
+        assert!(error.to_string().contains("more values"), "{error}");
+        // The same with a name.
+        let mut bytes = b"\x80\x04X\xa0\x86\x01\x00".to_vec();
+        bytes.extend(b"torch.".iter().chain(&[b'a'; 99_994]));
+        bytes.extend(b"q\x00");
+        bytes.extend(b"h\x00h\x00\x930".repeat(20_000));
+        bytes.extend(b"N.");
+        assert!(Pickle::read(&bytes).expect_err("too many").to_string().contains("more values"));
+    }
+
+    #[test]
+    fn a_shape_has_few_axes() {
+        let shape = |axes: usize| Pickle::read(&[b"(".as_slice(), &b"K\x01".repeat(axes), b"t."].concat()).expect("a tuple");
+        assert_eq!(shape(3).sizes(shape(3).root()), Some(vec![1; 3]));
+        assert_eq!(shape(65).sizes(shape(65).root()), None);
     }
 }

@@ -10,15 +10,13 @@ use sa_device::vocabulary::SPECIALS;
 use sa_models::lm::Config;
 use serde::Deserialize;
 
-use super::{ImportError, read};
+use super::{ImportError, LARGEST_HEAD, check_sizes, read};
 use crate::weights::Weights;
 
 /// Fewest positions that a runtime can work with.
 const SHORTEST_CONTEXT: usize = 64;
-
-/// No model is wider, and the products of such sizes are numbers still.
-const LARGEST_SIZE: usize = 1 << 24;
-const LARGEST_HEAD: usize = 1024;
+/// Most positions: as many as the longest Qwen2.5 knows.
+const LONGEST_CONTEXT: usize = 1 << 20;
 
 /// `config.json` as transformers writes it; what is missing has the value of its `Qwen2Config`.
 #[derive(Debug, Deserialize)]
@@ -38,13 +36,38 @@ struct HuggingFace {
     max_position_embeddings: usize,
     #[serde(default = "epsilon")]
     rms_norm_eps: f64,
-    #[serde(default = "theta")]
-    rope_theta: f64,
+    rope_theta: Option<f64>,
     #[serde(default)]
     rope_scaling: serde_json::Value,
+    /// Where transformers keeps both of them from version 5 on.
+    rope_parameters: Option<RopeParameters>,
     #[serde(default)]
     use_sliding_window: bool,
+    layer_types: Option<Vec<String>>,
     tie_word_embeddings: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RopeParameters {
+    rope_theta: Option<f64>,
+    rope_type: Option<String>,
+    /// Factors, or parameters for each kind of layer.
+    #[serde(flatten)]
+    others: BTreeMap<String, serde_json::Value>,
+}
+
+impl RopeParameters {
+    fn check(&self) -> Result<(), String> {
+        let stretched = self.rope_type.as_deref().filter(|kind| *kind != "default");
+        let other = self.others.iter().find(|(key, value)| {
+            // The whole of a head turns.
+            !value.is_null() && !(*key == "partial_rotary_factor" && value.as_f64() == Some(1.0))
+        });
+        match stretched.or(other.map(|(key, _)| key.as_str())) {
+            Some(what) => Err(format!("it stretches its positions (`rope_parameters`: {what}), which is not known here")),
+            None => Ok(()),
+        }
+    }
 }
 
 fn silu() -> String {
@@ -59,9 +82,8 @@ fn epsilon() -> f64 {
     1e-6
 }
 
-fn theta() -> f64 {
-    10_000.0
-}
+/// Where neither place names it.
+const THETA: f64 = 10_000.0;
 
 impl HuggingFace {
     /// `tied`: the file has no product of its own for the text logits.
@@ -77,24 +99,33 @@ impl HuggingFace {
                 "it stretches its positions (`rope_scaling`), which is not known here: set it to null and keep to its own length".into()
             );
         }
-        if self.use_sliding_window {
+        let in_parameters = match &self.rope_parameters {
+            Some(parameters) => {
+                parameters.check()?;
+                parameters.rope_theta
+            }
+            None => None,
+        };
+        let rope_theta = in_parameters.or(self.rope_theta).unwrap_or(THETA);
+        if self.rope_theta.is_some_and(|theta| theta != rope_theta) {
+            return Err("rope_theta and rope_parameters.rope_theta differ".into());
+        }
+        if !(1.0..1e15).contains(&rope_theta) {
+            return Err(format!("rope_theta is {rope_theta}"));
+        }
+        if self.use_sliding_window || self.layer_types.iter().flatten().any(|kind| kind != "full_attention") {
             return Err("it attends through a sliding window (`use_sliding_window`), which is not known here".into());
         }
         let heads = self.num_attention_heads;
         let kv_heads = self.num_key_value_heads.unwrap_or(heads);
-        let sizes = [self.vocab_size, self.hidden_size, self.intermediate_size, self.num_hidden_layers, heads, kv_heads];
-        if sizes.iter().any(|size| !(1..=LARGEST_SIZE).contains(size)) {
-            return Err(format!("a size is zero, or beyond {LARGEST_SIZE}"));
-        }
+        check_sizes([self.vocab_size, self.hidden_size, self.intermediate_size, self.num_hidden_layers, heads, kv_heads])?;
         let head_dim = self.head_dim.unwrap_or(self.hidden_size / heads);
         if !heads.is_multiple_of(kv_heads) || head_dim == 0 || head_dim > LARGEST_HEAD || head_dim % 2 == 1 {
             return Err(format!("{heads} heads of {head_dim} over {kv_heads} pairs of keys and values do not fit together"));
         }
-        if !(SHORTEST_CONTEXT..=self.max_position_embeddings).contains(&context) {
-            return Err(format!(
-                "a context of {context} positions: {SHORTEST_CONTEXT} to {} are possible (--context)",
-                self.max_position_embeddings
-            ));
+        let longest = self.max_position_embeddings.min(LONGEST_CONTEXT);
+        if !(SHORTEST_CONTEXT..=longest).contains(&context) {
+            return Err(format!("a context of {context} positions: {SHORTEST_CONTEXT} to {longest} are possible (--context)"));
         }
         Ok(Config {
             architecture: "qwen2".into(),
@@ -108,7 +139,7 @@ impl HuggingFace {
             head_dim,
             attention_bias: true,
             rms_norm_eps: self.rms_norm_eps,
-            rope_theta: self.rope_theta,
+            rope_theta,
             max_position_embeddings: context,
             tie_word_embeddings: self.tie_word_embeddings.unwrap_or(tied),
             ..Config::nano(self.vocab_size, 1)
@@ -148,12 +179,15 @@ impl Qwen {
         let weights = Weights::open_folder(dir)?;
         let tied = weights.shape("lm_head.weight").is_none();
         let config = config.config(context, tied).map_err(wrong)?;
+        weights.require_blocks("model.layers", "input_layernorm.weight", config.num_hidden_layers)?;
         Ok(Self { config, weights, dir: dir.into() })
     }
 
-    /// The file that holds the weights, or their index.
-    pub fn path(&self) -> &Path {
-        self.weights.path()
+    /// Every file that it is read from.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = vec![self.dir.join("config.json"), self.tokenizer()];
+        files.extend(self.weights.files());
+        files
     }
 
     /// What splits text into tokens.
@@ -193,6 +227,12 @@ mod tests {
         assert_eq!((public.head_dim, public.num_key_value_heads, public.rope_theta), (64, 2, 1e6));
         assert!(public.attention_bias && public.tie_word_embeddings);
         assert!(!config(serde_json::json!({ "tie_word_embeddings": null }), 64).expect("as the file has it").tie_word_embeddings);
+        // As transformers 5 writes it.
+        let five = serde_json::json!({
+            "rope_theta": null, "rope_parameters": { "rope_theta": 5e5, "rope_type": "default" }, "layer_types": ["full_attention"],
+        });
+        assert_eq!(config(five, 64).expect("transformers 5").rope_theta, 5e5);
+        assert_eq!(config(serde_json::json!({ "rope_theta": null }), 64).expect("the default").rope_theta, THETA);
         for (change, context, says) in [
             (serde_json::json!({ "model_type": "llama" }), 64, "llama"),
             (serde_json::json!({ "rope_scaling": { "type": "yarn" } }), 64, "rope_scaling"),
@@ -202,11 +242,42 @@ mod tests {
             (serde_json::json!({ "num_attention_heads": 0 }), 64, "zero"),
             (serde_json::json!({ "vocab_size": 1u64 << 60 }), 64, "beyond"),
             (serde_json::json!({ "head_dim": 1u64 << 40 }), 64, "14 heads"),
+            (serde_json::json!({ "num_hidden_layers": 1u64 << 25 }), 64, "beyond"),
+            (serde_json::json!({ "max_position_embeddings": u64::MAX }), 1 << 40, "--context"),
+            (serde_json::json!({ "rope_parameters": { "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0 } }), 64, "yarn"),
+            (serde_json::json!({ "rope_parameters": { "rope_type": "default", "factor": 4.0 } }), 64, "factor"),
+            (serde_json::json!({ "rope_parameters": { "full_attention": { "rope_theta": 1e6 } } }), 64, "full_attention"),
+            (serde_json::json!({ "rope_parameters": { "rope_theta": 1e4 } }), 64, "differ"),
+            (serde_json::json!({ "rope_theta": 0.0 }), 64, "rope_theta is 0"),
+            (serde_json::json!({ "layer_types": ["full_attention", "sliding_attention"] }), 64, "sliding"),
             (serde_json::json!({}), 63, "--context"),
             (serde_json::json!({}), 32769, "32768"),
         ] {
             let message = config(change, context).expect_err("must be refused");
             assert!(message.contains(says), "{message}");
         }
+    }
+
+    #[test]
+    fn as_many_blocks_as_the_weights_hold() {
+        use safetensors::Dtype;
+        use safetensors::tensor::TensorView;
+
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let norm = [0; 4];
+        let norm = || TensorView::new(Dtype::F32, vec![1], &norm).expect("fits");
+        let tensors = [("model.layers.0.input_layernorm.weight", norm()), ("model.layers.16777215.input_layernorm.weight", norm())];
+        safetensors::serialize_to_file(tensors, None, &dir.path().join("model.safetensors")).expect("written");
+        let open = |layers: u64| {
+            let config = serde_json::json!({
+                "model_type": "qwen2", "vocab_size": 100, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": layers,
+                "num_attention_heads": 2,
+            });
+            std::fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
+            Qwen::open(dir.path(), 64).map_err(|error| error.to_string())
+        };
+        open(1).expect("one block");
+        let message = open(16_777_216).expect_err("so many caches would be made");
+        assert!(message.contains("no tensor `model.layers.1."), "{message}");
     }
 }

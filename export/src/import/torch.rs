@@ -149,10 +149,11 @@ impl Torch {
             file.seek(SeekFrom::Start(start))?;
             let mut count = [0; 8];
             file.read_exact(&mut count).map_err(|_| damaged("it ends before its last storage"))?;
-            let bytes = u64::from_le_bytes(count).checked_mul(size as u64).filter(|bytes| start + 8 + bytes <= length);
-            let bytes = bytes.ok_or_else(|| damaged("it ends before its last storage"))?;
+            let bytes = u64::from_le_bytes(count).checked_mul(size as u64);
+            let place = bytes.and_then(|bytes| Some((bytes, bytes.checked_add(start + 8)?))).filter(|(_, end)| *end <= length);
+            let (bytes, end) = place.ok_or_else(|| damaged("it ends before its last storage"))?;
             storages.insert(key.to_owned(), (start + 8, bytes));
-            start += 8 + bytes;
+            start = end;
         }
         let tensors = tensors(&pickle);
         Ok(Self { file: Mutex::new(file), storages, tensors, pickle })
@@ -184,6 +185,13 @@ impl Torch {
         }
         let reach = place.shape.iter().zip(&place.stride).try_fold(0usize, |all, (n, step)| all.checked_add((n - 1).checked_mul(*step)?));
         let reach = reach.and_then(|reach| reach.checked_add(1)).ok_or_else(outside)?;
+        // A view may repeat the few numbers of its storage (`expand`) as often as it likes; no weights are stored so.
+        if count > reach {
+            return Err(TorchError::Unsupported(format!(
+                "a tensor of the shape {:?} repeats the {reach} numbers of its storage; save it with .contiguous()",
+                place.shape
+            )));
+        }
         let start = place.offset.checked_mul(size).ok_or_else(outside)?;
         let bytes = self.bytes(&place.storage, start, reach.checked_mul(size).ok_or_else(outside)?)?;
         let value = |bytes: &[u8]| match place.element {
@@ -265,12 +273,18 @@ fn contiguous(shape: &[usize], stride: &[usize]) -> bool {
     })
 }
 
+/// A storage's key: a number, as text. Every tensor gets a copy, so a long one is refused.
+fn storage_key(pickle: &Pickle, key: Id) -> Option<String> {
+    const LONGEST_KEY: usize = 256;
+    pickle.text(key).filter(|key| key.len() <= LONGEST_KEY).map(str::to_owned)
+}
+
 /// Key and element size of the storage that a persistent value names: `('storage', class, key, location, count, …)`.
 fn storage(pickle: &Pickle, value: &Value) -> Option<(String, usize)> {
     let Value::Persistent(id) = value else { return None };
     let [_, class, key, ..] = pickle.sequence(*id)? else { return None };
     let Value::Global(class) = pickle.value(*class) else { return None };
-    Some((pickle.text(*key)?.to_owned(), Element::of_storage(class)?.size()))
+    Some((storage_key(pickle, *key)?, Element::of_storage(class)?.size()))
 }
 
 /// The tensors of the dictionary that holds most of them.
@@ -299,10 +313,66 @@ fn tensor(pickle: &Pickle, id: Id) -> Option<Place> {
     let (shape, stride) = (pickle.sizes(*shape)?, pickle.sizes(*stride)?);
     let place = Place {
         element: Element::of_storage(class)?,
-        storage: pickle.text(*key)?.to_owned(),
+        storage: storage_key(pickle, *key)?,
         offset: usize::try_from(pickle.int(*offset)?).ok()?,
         shape,
         stride,
     };
     (place.shape.len() == place.stride.len()).then_some(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file from before PyTorch 1.6 with one tensor `w` over the storage `0`, which promises `count` elements and has `data`.
+    fn legacy(class: &str, shape: &[i64], stride: &[i64], count: u64, data: &[u8]) -> tempfile::NamedTempFile {
+        let tuple = |numbers: &[i64]| {
+            let wide = |n: &i64| [b"\x8a\x08".as_slice(), &n.to_le_bytes()].concat();
+            [b"(".to_vec(), numbers.iter().flat_map(wide).collect(), b"t".to_vec()].concat()
+        };
+        let storage = format!("(X\x07\0\0\0storagectorch\n{class}\nX\x01\0\0\00X\x03\0\0\0cpuK\x01NtQ");
+        let object = [
+            b"\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n(".as_slice(),
+            storage.as_bytes(),
+            b"K\0",
+            &tuple(shape),
+            &tuple(stride),
+            b"\x89NtRs.",
+        ];
+        let mut bytes =
+            [LEGACY_MAGIC.as_slice(), b"\x80\x02M\xe9\x03.", b"\x80\x02}.", &object.concat(), b"\x80\x02]X\x01\0\0\00a."].concat();
+        bytes.extend(count.to_le_bytes());
+        bytes.extend(data);
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), bytes).expect("written");
+        file
+    }
+
+    #[test]
+    fn views_are_read_and_none_takes_more_than_its_storage() {
+        let data: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let read = |shape: &[i64], stride: &[i64]| {
+            let torch = Torch::open(legacy("FloatStorage", shape, stride, 6, &data).path()).expect("opens");
+            torch.tensor("w").expect("it is there").map_err(|error| error.to_string())
+        };
+        assert_eq!(read(&[2, 3], &[3, 1]), Ok(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
+        assert_eq!(read(&[3, 2], &[1, 3]), Ok(vec![1.0, 4.0, 2.0, 5.0, 3.0, 6.0]));
+        assert_eq!(read(&[0], &[1]), Ok(vec![]));
+        for shape in [1 << 62, 1 << 42] {
+            let error = read(&[shape], &[0]).expect_err("one number, over and over");
+            assert!(error.contains("contiguous"), "{error}");
+        }
+        assert!(read(&[1 << 62], &[1]).is_err() && read(&[1 << 62, 1 << 62], &[1, 1]).is_err());
+    }
+
+    #[test]
+    fn a_storage_without_end_is_refused() {
+        for class in ["ByteStorage", "FloatStorage"] {
+            for count in [u64::MAX, u64::MAX - 8, 1 << 62] {
+                let error = Torch::open(legacy(class, &[1], &[1], count, &[0; 4]).path()).expect_err("there is not so much");
+                assert!(error.to_string().contains("ends before"), "{error}");
+            }
+        }
+    }
 }

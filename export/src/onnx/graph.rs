@@ -101,6 +101,8 @@ pub struct Graph {
     /// Patterns of layers to keep in single precision, and the layers that were kept.
     exclude: Vec<String>,
     kept: Vec<String>,
+    /// All layers that have a precision.
+    drawn: BTreeSet<String>,
     importance: Option<Importance>,
     probing: bool,
     /// Large initialisers by their SHA-256: a layer that is drawn for several steps is stored once.
@@ -132,6 +134,7 @@ impl Graph {
             layers: Vec::new(),
             exclude: Vec::new(),
             kept: Vec::new(),
+            drawn: BTreeSet::new(),
             importance: None,
             probing: false,
             large: BTreeMap::new(),
@@ -215,11 +218,17 @@ impl Graph {
         &self.kept
     }
 
+    /// All layers that have a precision, whatever it is.
+    pub fn drawn(&self) -> &BTreeSet<String> {
+        &self.drawn
+    }
+
     /// The precision of the layer in force (of the tensor `name` in it, if that is not empty).
     pub(super) fn precision_of(&mut self, name: &str, precision: Precision) -> Precision {
         let scopes = self.scopes.iter().map(String::as_str);
         let name = scopes.chain([name]).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(".");
-        let excluded = |pattern: &String| matches(pattern.as_bytes(), name.as_bytes());
+        let excluded = |pattern: &String| matches(pattern, &name);
+        self.drawn.insert(name.clone());
         if precision == Precision::Fp32 || !self.exclude.iter().any(excluded) {
             return precision;
         }

@@ -80,13 +80,16 @@ impl From<Precision> for Form<'_> {
 }
 
 /// Does a pattern with `*` and `?` match the whole name?
-pub(super) fn matches(pattern: &[u8], name: &[u8]) -> bool {
-    match (pattern.first(), name.first()) {
-        (None, None) => true,
-        (Some(b'*'), _) => matches(&pattern[1..], name) || (!name.is_empty() && matches(pattern, &name[1..])),
-        (Some(p), Some(n)) if *p == b'?' || p == n => matches(&pattern[1..], &name[1..]),
-        _ => false,
+pub fn matches(pattern: &str, name: &str) -> bool {
+    fn rest(pattern: &[u8], name: &[u8]) -> bool {
+        match (pattern.first(), name.first()) {
+            (None, None) => true,
+            (Some(b'*'), _) => rest(&pattern[1..], name) || (!name.is_empty() && rest(pattern, &name[1..])),
+            (Some(p), Some(n)) if *p == b'?' || p == n => rest(&pattern[1..], &name[1..]),
+            _ => false,
+        }
     }
+    rest(pattern.as_bytes(), name.as_bytes())
 }
 
 impl std::fmt::Display for Precision {

@@ -11,7 +11,7 @@ mod proto;
 pub use graph::{DataType, Graph, Layer, Value};
 #[cfg(test)]
 use linear::widened_blocks;
-pub use linear::{BLOCK, Form, Importance, PROBE, Precision, SPLIT_ELEMENTS, quantise_blocks, quantise_per_channel};
+pub use linear::{BLOCK, Form, Importance, PROBE, Precision, SPLIT_ELEMENTS, matches, quantise_blocks, quantise_per_channel};
 
 #[cfg(test)]
 mod tests;
