@@ -167,8 +167,11 @@ mod tests {
 
     #[test]
     fn the_new_takes_the_place_of_the_old_whatever_the_file_system_can() {
-        let unsupported = |_: &Path, _: &Path| Err(io::ErrorKind::Unsupported.into());
-        let ways: [&dyn Fn(&Path, &Path) -> io::Result<()>; 2] = [&exchange, &unsupported];
+        fn unsupported(_: &Path, _: &Path) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+        type Way = fn(&Path, &Path) -> io::Result<()>;
+        let ways: [Way; 2] = [exchange, unsupported];
         for way in ways {
             let dir = tempfile::tempdir().expect("a temporary folder");
             let (new, output) = (dir.path().join("nano.partial"), dir.path().join("nano"));

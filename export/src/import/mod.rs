@@ -5,6 +5,7 @@
 //! - [`hubert`]: HuBERT of Hugging Face and of fairseq. [`hifigan`]: unit HiFi-GANs of speech-resynthesis and textlesslib.
 
 pub mod arrays;
+mod fairseq;
 pub mod hifigan;
 pub mod hubert;
 pub mod pickle;

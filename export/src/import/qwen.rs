@@ -61,7 +61,8 @@ impl RopeParameters {
         let stretched = self.rope_type.as_deref().filter(|kind| *kind != "default");
         let other = self.others.iter().find(|(key, value)| {
             // The whole of a head turns.
-            !value.is_null() && !(*key == "partial_rotary_factor" && value.as_f64() == Some(1.0))
+            let whole = *key == "partial_rotary_factor" && value.as_f64() == Some(1.0);
+            !(value.is_null() || whole)
         });
         match stretched.or(other.map(|(key, _)| key.as_str())) {
             Some(what) => Err(format!("it stretches its positions (`rope_parameters`: {what}), which is not known here")),

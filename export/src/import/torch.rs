@@ -331,7 +331,7 @@ mod tests {
             let wide = |n: &i64| [b"\x8a\x08".as_slice(), &n.to_le_bytes()].concat();
             [b"(".to_vec(), numbers.iter().flat_map(wide).collect(), b"t".to_vec()].concat()
         };
-        let storage = format!("(X\x07\0\0\0storagectorch\n{class}\nX\x01\0\0\00X\x03\0\0\0cpuK\x01NtQ");
+        let storage = format!("(X\x07\0\0\0storagectorch\n{class}\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01NtQ");
         let object = [
             b"\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n(".as_slice(),
             storage.as_bytes(),
@@ -341,7 +341,7 @@ mod tests {
             b"\x89NtRs.",
         ];
         let mut bytes =
-            [LEGACY_MAGIC.as_slice(), b"\x80\x02M\xe9\x03.", b"\x80\x02}.", &object.concat(), b"\x80\x02]X\x01\0\0\00a."].concat();
+            [LEGACY_MAGIC.as_slice(), b"\x80\x02M\xe9\x03.", b"\x80\x02}.", &object.concat(), b"\x80\x02]X\x01\0\0\x000a."].concat();
         bytes.extend(count.to_le_bytes());
         bytes.extend(data);
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
