@@ -109,7 +109,7 @@ pub fn run(args: Args) -> Result<()> {
         let split = if args.dev { Split::Dev } else { Split::Test };
         if corpus.questions(split).iter().all(|question| question.dialogue.is_none()) {
             // Where the corpus is that small there is nothing to say, and nothing wrong.
-            println!("the corpus has no {split:?} questions to answer: 20 questions or more have some");
+            println!("the corpus is too small to have questions to answer here: from 20 on it has some");
             return Ok(());
         }
         return report(&args, checkpoint, &corpus, load(split));
