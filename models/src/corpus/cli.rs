@@ -14,7 +14,7 @@ pub struct Args {
     #[arg(long, required_unless_present = "show")]
     output: Option<PathBuf>,
     /// Spoken questions in all, test and dev among them
-    #[arg(long, default_value_t = 60_000)]
+    #[arg(long, default_value_t = 75_000)]
     questions: usize,
     /// Spoken questions besides, in which words stand for each other ("lock the garlic"), to learn transcription by the sound alone
     /// (an eighth of the questions by default)

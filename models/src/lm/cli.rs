@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "evaluate")]
     output: Option<PathBuf>,
     /// Steps of the whole run; a run may be resumed with another number (the learning rate follows it)
-    #[arg(long, default_value_t = 14000, value_name = "N")]
+    #[arg(long, default_value_t = 20_000, value_name = "N")]
     steps: u64,
     /// Stop after so many minutes of this call; the next call goes on
     #[arg(long, value_name = "M")]
@@ -52,7 +52,7 @@ pub struct Args {
     #[arg(long)]
     no_transcript: bool,
     /// Shares of the tasks: question,transcribe,text,say
-    #[arg(long, default_value = "0.5,0.2,0.16,0.14", value_parser = shares, value_name = "SHARES")]
+    #[arg(long, default_value = "0.52,0.22,0.14,0.12", value_parser = shares, value_name = "SHARES")]
     mix: [f64; 4],
     /// How often a question's reply is trained as speech where it was synthesised
     #[arg(long, default_value_t = 0.5, value_name = "SHARE")]

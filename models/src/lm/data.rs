@@ -36,7 +36,7 @@ pub struct MixConfig {
 
 impl Default for MixConfig {
     fn default() -> Self {
-        Self { question: 0.5, transcribe: 0.2, text: 0.16, say: 0.14, corruption: [0.02, 0.1], spoken: 0.5, shift: true }
+        Self { question: 0.52, transcribe: 0.22, text: 0.14, say: 0.12, corruption: [0.02, 0.1], spoken: 0.5, shift: true }
     }
 }
 
