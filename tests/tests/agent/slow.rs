@@ -172,6 +172,9 @@ fn what_nobody_wants_any_more_is_passed_over() {
     let mut mind = Mind::on_thread(agent);
     let long = voice("10-facts").into_iter().cycle().take(20 * 16_000).collect::<Vec<f32>>();
     ask(&mut mind, 1, &long);
+    // So that it has begun to hear them.
+    let begun = Duration::from_millis(500);
+    std::thread::sleep(begun);
     assert!(mind.behind() > Duration::from_secs(15), "{:?}", mind.behind());
     let started = Instant::now();
     mind.order(Order::Complete(1));
@@ -191,6 +194,7 @@ fn what_nobody_wants_any_more_is_passed_over() {
     mind.order(Order::Begin { question: 5, asleep: false });
     mind.order(Order::Push(5, long.clone()));
     ask(&mut mind, 5, &long);
+    std::thread::sleep(begun);
     let started = Instant::now();
     drop(mind);
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
