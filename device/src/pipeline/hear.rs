@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::gate::Gate;
+use super::lead::Lead;
 use super::{Agent, AgentError};
 use crate::audio::{AudioError, Capture, Captured};
 use crate::stage::LmInput;
@@ -202,10 +203,18 @@ impl Agent {
 
     /// Takes in a question until the device says that it is over.
     pub(super) fn hear(&mut self, capture: &Capture) -> Result<(), AgentError> {
+        let mut lead = Lead::new();
         loop {
             match capture.pieces.recv() {
-                Ok(Captured::Samples(samples, at)) => self.push(&samples, at)?,
-                Ok(Captured::End) => return Ok(()),
+                Ok(Captured::Samples(samples, at)) => {
+                    let samples = lead.step(samples);
+                    self.push(&samples, at)?;
+                }
+                Ok(Captured::End) => {
+                    let rest = lead.rest();
+                    // Pushing nothing would make the last sample look newer than it is.
+                    return if rest.is_empty() { Ok(()) } else { self.push(&rest, None) };
+                }
                 Ok(Captured::Failed(error)) => return Err(error.into()),
                 Err(_) => return Err(AudioError::Stopped.into()),
             }

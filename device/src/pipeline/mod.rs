@@ -20,6 +20,7 @@ mod event;
 mod gate;
 mod hear;
 mod history;
+mod lead;
 mod settings;
 mod speak;
 mod think;
