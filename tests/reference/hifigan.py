@@ -141,6 +141,8 @@ def main():
             folder = Path(scratch) / name
             folder.mkdir()
             check(folder, name, shape, options.bin)
+        files = [folder / "config.json", folder / "g_00400000", folder / "bundle/bundle.toml", folder / "bundle/decoder.onnx"]
+        reference.damage(options.bin, 12, scratch, *files)
         check_refusals(folder, options.bin)
     print("HiFi-GAN: all shapes agree with PyTorch")
 

@@ -262,18 +262,22 @@ def check_refusals(case, binaries, folder):
     print("refused: code in pickles, a truncated file, a missing tensor, wrong shapes, another architecture, no file")
 
 
-def check_damage(cases, binaries, seconds):
+def check_damage(cases, binaries, seconds, scratch):
     """Readers on damaged files; one file of each kind."""
-    files = [cases["base"].kmeans, cases["with-a-head"].kmeans, cases["base"].path / "config.json", cases["base"].path / "model.safetensors"]
-    files += [cases["large"].path / "pytorch_model.bin", cases["fairseq"].path, cases["fairseq-old"].path]
-    print(run(binaries / "fuzz", "--seconds", seconds, *files).stdout.replace(str(cases["base"].folder.parent) + "/", ""), end="")
+    files = [cases[name].kmeans for name in ["base", "with-a-head", "large", "mhubert-25hz"]]
+    files += [cases["base"].path / name for name in ["config.json", "preprocessor_config.json", "model.safetensors"]]
+    files += [cases["base-in-shards"].path / "model.safetensors.index.json", cases["large"].path / "pytorch_model.bin"]
+    files += [cases["fairseq"].path, cases["fairseq-old"].path]
+    bundle = cases["base"].folder / "bundle"
+    files += [bundle / "bundle.toml", bundle / "tokenizer.onnx"]
+    reference.damage(binaries, seconds, scratch, *files)
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--bin", type=Path, required=True)
     parser.add_argument("--only")
-    parser.add_argument("--fuzz-seconds", type=int, default=60)
+    parser.add_argument("--fuzz-seconds", type=int, default=30)
     options = parser.parse_args()
     engines = [["--engine", name] for name in reference.engines()]
     cases = {
@@ -293,7 +297,7 @@ def main():
             if name == "base":
                 check_refusals(case, options.bin, scratch)
         if options.only is None:
-            check_damage(made, options.bin, options.fuzz_seconds)
+            check_damage(made, options.bin, options.fuzz_seconds, scratch)
     print("HuBERT: all layouts agree with transformers")
 
 

@@ -168,6 +168,16 @@ def check_bundles(case, scratch, binaries):
     print("bundles: text alone, with a group head, with a linear head; a form beyond its budget is refused with exit code 5")
 
 
+def check_damage(case, scratch, binaries):
+    """Readers on damaged files; one file of each kind."""
+    files = [case / name for name in ["config.json", "tokenizer.json", "model.safetensors"]]
+    speech(scratch / "depth", "depth")
+    files += [scratch / kind / "config.json" for kind in ["group", "depth"]]
+    files += [scratch / "bundle" / name for name in ["bundle.toml", "tokenizer.json", "lm.onnx"]]
+    files.append(Path(__file__).parents[2] / "models/pretrained/nano/checkpoint/vocabulary.txt")
+    reference.damage(binaries, 20, scratch, *files)
+
+
 def check_refusals(case, scratch, binaries):
     broken, output = scratch / "broken", scratch / "refused"
     broken.mkdir()
@@ -222,6 +232,7 @@ def main():
                 save(case, name, model)
             check(case, name, model, options.bin)
         check_bundles(scratch / "tied", scratch, options.bin)
+        check_damage(scratch / "tied", scratch, options.bin)
         check_refusals(scratch / "tied", scratch, options.bin)
     print("Qwen2: all layouts agree with transformers")
 

@@ -34,3 +34,9 @@ def run(*command, fails=False):
         sys.exit(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
     assert "panicked" not in done.stderr, done.stderr
     return done
+
+
+def damage(binaries, seconds, scratch, *files):
+    """Our readers on damaged files, with no more memory than they need: none may panic, hang, or take it all."""
+    limited = ["bash", "-c", 'ulimit -v 6000000; exec "$@"', "fuzz"]
+    print(run(*limited, binaries / "fuzz", "--seconds", seconds, *files).stdout.replace(f"{scratch}/", ""), end="")
