@@ -110,7 +110,9 @@ impl Counts {
             return None;
         }
         Some(format!(
-            "the audio device lost sound by itself: {microphone} samples of the microphone never came, the speaker stood still for {speaker}, {xruns}              overruns or underruns and {errors} errors reported; allow realtime priority (`sa-agent doctor` says how), on a Pi take another USB              port or power supply, and look into `dmesg`"
+            "the audio device lost sound by itself: {microphone} samples of the microphone never came, the speaker stood still for {speaker}, {xruns} \
+             overruns or underruns and {errors} errors reported; allow realtime priority (`sa-agent doctor` says how), on a Pi take another USB \
+             port or power supply, and look into `dmesg`"
         ))
     }
 

@@ -135,6 +135,9 @@ fn hush() {
     let _ = alsa::Output::local_error_handler();
 }
 
+/// Ids and names.
+type Labels = Vec<(String, String)>;
+
 pub(super) fn label(device: &Device) -> (String, String) {
     let id = device.id().map(|id| id.to_string()).unwrap_or_default();
     let name = device.description().map(|d| d.name().to_owned()).unwrap_or_default();
@@ -190,7 +193,7 @@ pub fn list(wish: &Wish) -> Result<Listing, AudioError> {
 pub(super) fn choose(host: &Host, wish: &Wish, microphone: bool) -> Result<(Device, &'static str), AudioError> {
     let (what, flag) = if microphone { ("microphone", "--microphone") } else { ("speaker", "--speaker") };
     let wanted = if microphone { &wish.microphone } else { &wish.speaker };
-    let devices = || -> Result<(Vec<Device>, Vec<(String, String)>), AudioError> {
+    let devices = || -> Result<(Vec<Device>, Labels), AudioError> {
         let all = host.devices().map_err(|e| failed("cannot list the audio devices", &e))?;
         let there: Vec<Device> = all.filter(|device| if microphone { device.supports_input() } else { device.supports_output() }).collect();
         let labels = there.iter().map(label).collect();

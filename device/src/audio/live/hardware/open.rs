@@ -1,16 +1,17 @@
 //! Opening both devices: their own formats, small buffers, and a thread of its own, because a sound server may never answer.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cpal::traits::StreamTrait;
 use cpal::{BufferSize, ErrorKind, SampleFormat, Stream, StreamConfig};
 
 use super::devices::{choose, failed, host, label, native, unusable};
-use super::priority::Caller;
+use super::priority::{Caller, has_card};
 use super::streams::{mic_stream, speaker_stream};
 use crate::audio::AudioError;
 use crate::audio::live::callback::{Alarm, Alarms};
@@ -20,6 +21,8 @@ use crate::audio::live::{FRAMES_PER_SECOND, Wish};
 
 /// Buffer sizes that are tried, in periods a second.
 const PERIODS: [u32; 3] = [100, 50, 25];
+/// After an error.
+const REST: Duration = Duration::from_millis(1);
 
 /// Opened streams. Dropped, they stop.
 pub(super) struct Streams {
@@ -53,23 +56,33 @@ fn open(wish: &Wish, counters: &Arc<Counters>) -> Result<Streams, AudioError> {
     let (mic_config, mic_format) = native(&mic_device, true).map_err(|e| unusable("the microphone", &mic_id, &e))?;
     let (speaker_config, speaker_format) = native(&speaker_device, false).map_err(|e| unusable("the speaker", &speaker_id, &e))?;
     counters.realtime.store(0, Relaxed);
-    let caller = |config: &StreamConfig| Caller::new(epoch, config.sample_rate, counters);
+    let (mic_card, speaker_card) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let caller = |config: &StreamConfig, card| Caller::new(epoch, config.sample_rate, card, counters);
 
     let (mic_stream, mic, mic_asked) = first(&PERIODS, |periods| {
         let (config, period) = sized(&mic_config, *periods);
         let (callback, port) = MicPort::new(config.sample_rate, config.channels.into(), counters)?;
-        let stream = mic_stream(&mic_device, config, mic_format, (callback, caller(&config)), error_callback(counters, &alarms))?;
+        let stream =
+            mic_stream(&mic_device, config, mic_format, (callback, caller(&config, &mic_card)), error_callback(counters, &alarms))?;
         Ok((stream, port, period))
     })?;
     let (speaker_stream, mut speaker, speaker_asked) = first(&PERIODS, |periods| {
         let (config, period) = sized(&speaker_config, *periods);
         let (callback, port) = SpeakerPort::new(config.sample_rate, config.channels.into(), period as usize, counters)?;
-        let stream =
-            speaker_stream(&speaker_device, config, speaker_format, (callback, caller(&config)), error_callback(counters, &alarms))?;
+        let stream = speaker_stream(
+            &speaker_device,
+            config,
+            speaker_format,
+            (callback, caller(&config, &speaker_card)),
+            error_callback(counters, &alarms),
+        )?;
         Ok((stream, port, period))
     })?;
     let [mic_got, speaker_got] = [&mic_stream, &speaker_stream].map(|stream| stream.buffer_size().unwrap_or(0));
     speaker.takes(speaker_got as usize);
+    for (card, direction) in [(mic_card, 'c'), (speaker_card, 'p')] {
+        card.store(has_card(Path::new("/proc/self/fd"), direction), Relaxed);
+    }
     for stream in [&mic_stream, &speaker_stream] {
         stream.play().map_err(|e| failed("cannot start the audio device", &e))?;
     }
@@ -112,7 +125,8 @@ fn sized(config: &StreamConfig, periods: u32) -> (StreamConfig, u32) {
     (StreamConfig { buffer_size: BufferSize::Fixed(period), ..*config }, period)
 }
 
-/// Runs in the audio thread too: atomics, nothing else.
+/// Runs in the audio thread too: atomics, and a rest where there is no sound to be late with. After an error without a name cpal tries again
+/// at once and without end (ALSA's way to a PulseAudio that was killed: ten million times a second).
 fn error_callback(counters: &Arc<Counters>, alarms: &Arc<Alarms>) -> impl FnMut(cpal::Error) + Send + 'static {
     let (counters, alarms) = (counters.clone(), alarms.clone());
     move |error| match error.kind() {
@@ -123,6 +137,7 @@ fn error_callback(counters: &Arc<Counters>, alarms: &Arc<Alarms>) -> impl FnMut(
         ErrorKind::StreamInvalidated => alarms.raise(Alarm::Changed),
         _ => {
             counters.errors.fetch_add(1, Relaxed);
+            std::thread::sleep(REST);
         }
     }
 }
@@ -142,8 +157,12 @@ mod tests {
             late(cpal::Error::new(kind));
         }
         assert_eq!((old.take(), new.take()), (Some(Alarm::Gone), None));
-        let counts = counters.read();
-        assert_eq!((counts.xruns, counts.errors), (1, 1));
+        let (before, spin) = (counters.read(), Instant::now());
+        assert_eq!((before.xruns, before.errors), (1, 1));
+        while spin.elapsed() < Duration::from_millis(50) {
+            late(cpal::Error::new(ErrorKind::BackendError));
+        }
+        assert!(counters.read().errors - before.errors <= 50, "it does not spin: {}", counters.read().errors);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Realtime priority for the audio threads, where the system allows it (`RLIMIT_RTPRIO`; `sa-agent doctor` says how).
 //!
-//! cpal has a feature for this, which does nothing without D-Bus and needs a system library with it.
+//! cpal has a feature for this, which does nothing without D-Bus and needs a system library with it. As there, only streams of a sound card
+//! get it: those of a sound server wait for ordinary threads, and spin when the server is gone.
 
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::audio::live::Counters;
@@ -21,13 +23,15 @@ pub(super) struct Caller {
     first: Option<Duration>,
     samples: u64,
     asked: bool,
+    card: Arc<AtomicBool>,
     counters: Arc<Counters>,
 }
 
 impl Caller {
-    /// Of a stream of `rate` samples a second; its clock counts from `epoch`.
-    pub(super) fn new(epoch: Instant, rate: u32, counters: &Arc<Counters>) -> Self {
-        Self { epoch, rate: f64::from(rate), first: None, samples: 0, asked: false, counters: counters.clone() }
+    /// Of a stream of `rate` samples a second; its clock counts from `epoch`. Whether a `card` is behind it is known when it is open.
+    pub(super) fn new(epoch: Instant, rate: u32, card: &Arc<AtomicBool>, counters: &Arc<Counters>) -> Self {
+        let (card, counters) = (card.clone(), counters.clone());
+        Self { epoch, rate: f64::from(rate), first: None, samples: 0, asked: false, card, counters }
     }
 
     /// For the callback, with the samples of one channel: the time. One of the first calls asks for priority, which takes some microseconds.
@@ -48,8 +52,15 @@ impl Caller {
             return false;
         }
         self.asked = true;
-        now.saturating_sub(first).as_secs_f64() > 0.5 * played
+        self.card.load(Relaxed) && now.saturating_sub(first).as_secs_f64() > 0.5 * played
     }
+}
+
+/// Does this process have a sound card open, `p` to play or `c` to capture? `files` is `/proc/self/fd`.
+pub(super) fn has_card(files: &Path, direction: char) -> bool {
+    let Ok(files) = std::fs::read_dir(files) else { return false };
+    let is_card = |path: &Path| path.to_str().is_some_and(|path| path.starts_with("/dev/snd/pcm") && path.ends_with(direction));
+    files.flatten().any(|file| std::fs::read_link(file.path()).is_ok_and(|path| is_card(&path)))
 }
 
 /// Asks for this thread. If it may not, everything goes on as before: `doctor` tells the user.
@@ -75,14 +86,26 @@ mod tests {
     use super::*;
 
     /// Calls of 10 ms of samples, `every` milliseconds apart: how often it is asked for.
-    fn asked(every: u64) -> usize {
-        let mut caller = Caller::new(Instant::now(), 48_000, &Arc::default());
+    fn asked(every: u64, card: bool) -> usize {
+        let mut caller = Caller::new(Instant::now(), 48_000, &Arc::new(card.into()), &Arc::default());
         (0..1000).filter(|i| caller.due(Duration::from_millis(i * every), 480)).count()
     }
 
     #[test]
-    fn it_is_asked_for_once_and_not_by_a_stream_that_never_waits() {
-        assert_eq!((asked(10), asked(11), asked(0), asked(2)), (1, 1, 0, 0));
+    fn it_is_asked_for_once_for_a_card_and_not_by_a_stream_that_never_waits() {
+        assert_eq!((asked(10, true), asked(11, true), asked(0, true), asked(2, true)), (1, 1, 0, 0));
+        assert_eq!(asked(10, false), 0);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn an_open_card_is_found_in_its_direction() {
+        let files = tempfile::tempdir().expect("a folder");
+        for (number, path) in ["/dev/null", "/dev/snd/controlC0", "/dev/snd/pcmC0D0p"].iter().enumerate() {
+            std::os::unix::fs::symlink(path, files.path().join(number.to_string())).expect("links");
+        }
+        assert_eq!((has_card(files.path(), 'p'), has_card(files.path(), 'c')), (true, false));
+        assert!(!has_card(&files.path().join("missing"), 'p'));
     }
 
     /// As root it works, for others it depends; either way the thread then has what it was told.
