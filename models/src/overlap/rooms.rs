@@ -105,11 +105,8 @@ fn read(path: &Path) -> Result<(Room, usize)> {
     let weight = |(voice, echo): (&u8, &u8)| f32::from(*echo != 0 && *voice != PAUSE);
     let mut weights: Vec<f32> = voice.data().iter().zip(echo.data()).map(weight).collect();
     for onset in onsets.data().as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes) as usize) {
-        for frame in onset..(onset + EARLY).min(frames) {
-            if voice.data()[frame] == LOUD {
-                weights[frame] *= EARLY_WEIGHT;
-            }
-        }
+        let early = weights.iter_mut().zip(voice.data()).skip(onset).take(EARLY);
+        early.filter(|(_, voice)| **voice == LOUD).for_each(|(weight, _)| *weight *= EARLY_WEIGHT);
     }
     Ok((Room { features: features.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(), targets, weights }, width))
 }
