@@ -169,7 +169,9 @@ fn transposed<T: Copy>(data: &[T], rows: usize, columns: usize) -> Vec<T> {
 
 /// Ranges of outputs of the parts of a weight with `inputs` inputs.
 fn split(outputs: usize, inputs: usize) -> Vec<std::ops::Range<usize>> {
-    let most = (SPLIT_ELEMENTS / inputs / SPLIT_MULTIPLE * SPLIT_MULTIPLE).max(SPLIT_MULTIPLE);
+    let fitting = SPLIT_ELEMENTS / inputs.max(1);
+    // Where not even one multiple fits (more than 16,384 inputs), the limit counts more than full tiles.
+    let most = if fitting >= SPLIT_MULTIPLE { fitting / SPLIT_MULTIPLE * SPLIT_MULTIPLE } else { fitting.max(1) };
     (0..outputs).step_by(most).map(|start| start..(start + most).min(outputs)).collect()
 }
 

@@ -140,6 +140,21 @@ fn large_weights_are_split_and_joined_in_order() {
     assert!(error(&y, &expected) < 1e-2, "{}", error(&y, &expected));
 }
 
+/// The down projection of Qwen2.5-7B has more inputs than fit 64 times into a part.
+#[test]
+fn parts_of_very_wide_layers_stay_below_the_limit() {
+    let (k, n) = (18_944, 130);
+    let mut graph = Graph::new("test", "");
+    let x = graph.input("x", DataType::F32, &[1, k]);
+    let y = graph.linear(&x, &noise(n * k, 22), None, Precision::Int8);
+    graph.output("y", &y);
+    let model = ModelProto::decode(&graph.encode()[..]).expect("well formed").graph.expect("a graph");
+    let parts: Vec<i64> =
+        model.initializer.iter().filter(|t| t.name.starts_with("weight") && t.dims.len() == 2).map(|t| t.dims[1]).collect();
+    assert_eq!(parts, [55, 55, 20]);
+    assert!(parts.iter().all(|n| *n as usize * k <= SPLIT_ELEMENTS));
+}
+
 #[test]
 fn four_bit_blocks_are_within_a_step_and_are_what_the_engine_computes_with() {
     let (k, n) = (2 * BLOCK, 3);
