@@ -77,8 +77,9 @@ pub struct Cli {
     /// The form of one stage, such as lm=int8-weights (fp32, fp16, int8-weights, int8, int4); overrides the four flags above
     #[arg(long, value_name = "STAGE=FORM", value_delimiter = ',', value_parser = stage_form)]
     pub precision: Vec<(StageName, Precision)>,
-    /// With --checkpoint and --hubert: folder of WAV files, or a corpus, to compare the quantised graphs on (built-in sounds otherwise)
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["hifigan", "qwen", "join"])]
+    /// With --checkpoint and --hubert: folder of WAV files, or a corpus, to compare the quantised graphs on (built-in sounds otherwise);
+    /// with --qwen: folder of texts (*.txt; what it writes itself otherwise)
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["hifigan", "join"])]
     pub samples: Option<PathBuf>,
     /// With --checkpoint or --qwen: measure on this folder how much each input of a layer matters, and store 4-bit weights by that: WAV
     /// files or a corpus, texts (*.txt) for a Qwen2. Best other data than --samples
@@ -319,7 +320,7 @@ mod tests {
         {
             assert_eq!(parse(flags).check(), Ok(()), "{flags}");
         }
-        for flags in ["--qwen dir --samples dir", "--hifigan dir --samples dir", "--join dir --licence MIT"] {
+        for flags in ["--hifigan dir --samples dir", "--join dir --samples dir", "--join dir --licence MIT"] {
             let words = ["sa-export", "--output", "bundle"].into_iter().chain(flags.split_whitespace());
             assert!(Cli::try_parse_from(words).is_err(), "{flags}");
         }

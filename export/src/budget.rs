@@ -11,8 +11,8 @@ use sa_device::engine::{Engine, EngineName, Wish};
 use crate::choice::{Choice, first_within};
 use crate::graphs::StageGraph;
 use crate::onnx::Precision;
-use crate::report::{EngineTime, StageReport};
-use crate::runner::Runner;
+use crate::report::{Ran, Second, StageReport};
+use crate::runner::{RunError, Runner};
 
 /// Least share of equal units of a quantised tokenizer: the bar is 98 %, and the samples are few.
 pub const TOKENIZER_BUDGET: f64 = 0.985;
@@ -20,7 +20,7 @@ pub const TOKENIZER_BUDGET: f64 = 0.985;
 pub const LM_BUDGET: f64 = 0.995;
 /// Least share of equal units of a quantised head: a different unit of a sound is a nuance, not an error.
 pub const HEAD_BUDGET: f64 = 0.95;
-/// Greatest mean difference of a quantised decoder's log-magnitudes in dB.
+/// Greatest mean difference of a quantised decoder's mel spectrum in dB.
 pub const DECODER_BUDGET_DB: f64 = 1.0;
 
 /// Medians of the same graph differ by so much from run to run.
@@ -48,8 +48,10 @@ pub struct Measured {
     pub error: f64,
     /// Share of equal decisions.
     pub agreement: Option<f64>,
-    /// Mean difference of log-magnitudes.
+    /// Mean difference of the mel spectrum.
     pub decibels: Option<f64>,
+    /// Nats that a text token costs.
+    pub cross_entropy: Option<f64>,
     /// Median of a step.
     pub ms: f64,
 }
@@ -96,47 +98,70 @@ impl Budgets {
     }
 }
 
+/// How the form of a stage is chosen: what is tried, what it may lose, and where it runs.
+#[derive(Clone, Copy)]
+pub struct Rules<'a> {
+    pub choice: &'a Choice,
+    pub budgets: &'a Budgets,
+    /// Take a named form even where it misses its budget.
+    pub force: bool,
+    pub engine: &'a dyn Engine,
+    /// The library of ONNX Runtime, if not in the usual places.
+    pub ort_library: Option<&'a Path>,
+}
+
 /// A stage in single precision.
 pub struct Baseline {
-    pub fp32: StageGraph,
+    pub stage: StageName,
+    /// The graph, or why there is none: what is too large for one file was measured in pieces.
+    pub fp32: Result<StageGraph, String>,
+    /// Its size.
+    pub bytes: usize,
     /// Relative L2 against the network, where there is one to run.
     pub parity: Option<f64>,
+    pub cross_entropy: Option<f64>,
     /// Median of a step.
     pub ms: f64,
 }
 
-/// The first form of a stage within its budget, with its figures. `library` is that of ONNX Runtime, if it is not in the usual places. `draw` makes a form that is not fp32 and measures it.
+impl Baseline {
+    pub fn new(fp32: StageGraph, parity: Option<f64>, ms: f64) -> Self {
+        Self { stage: fp32.stage, bytes: fp32.onnx.bytes(), fp32: Ok(fp32), parity, cross_entropy: None, ms }
+    }
+}
+
+/// The first form of a stage within its budget, with its figures. `draw` makes a form and measures it; it is asked for fp32 only where the
+/// baseline has no graph of it.
 ///
 /// # Errors
 /// See [`first_within`].
 pub fn choose(
-    choice: &Choice,
-    budgets: &Budgets,
-    force: bool,
-    engine: &dyn Engine,
-    library: Option<&Path>,
+    rules: &Rules,
     baseline: Baseline,
     mut draw: impl FnMut(Precision) -> Result<(StageGraph, Measured)>,
 ) -> Result<(StageGraph, StageReport)> {
-    let Baseline { fp32, parity, ms: fp32_ms } = baseline;
-    let stage = fp32.stage;
-    let mut entry = StageReport::new(stage, Precision::Fp32, parity, fp32.onnx.len(), fp32_ms);
-    let mut fp32 = Some(fp32);
-    let chosen = first_within(stage, choice, force, |precision| {
+    let Baseline { stage, fp32, bytes, parity, cross_entropy, ms: fp32_ms } = baseline;
+    let (mut fp32, without) = match fp32 {
+        Ok(graph) => (Some(graph), String::new()),
+        Err(reason) => (None, reason),
+    };
+    let chosen = first_within(stage, rules.choice, rules.force, |precision| {
         if let Some(graph) = fp32.take_if(|_| precision == Precision::Fp32) {
             return Ok(((graph, None), None));
         }
         let (graph, measured) = draw(precision)?;
-        let missed = budgets.missed(stage, precision, &measured, fp32_ms);
+        let missed = rules.budgets.missed(stage, precision, &measured, fp32_ms);
         Ok(((graph, Some(measured)), missed))
     })?;
     let (graph, measured) = chosen.made;
-    entry.engine_ms = second_engine(engine, library, &graph, fp32.as_ref());
+    let second = second_engine(rules, &graph, fp32.as_ref(), &without);
+    let mut entry = StageReport::new(stage, parity, bytes, fp32_ms, second);
     entry.precision = chosen.precision;
     entry.reason = chosen.reason;
     entry.worst_layers = graph.worst_layers();
+    entry.cross_entropy = cross_entropy.map(|fp32| (measured.and_then(|form| form.cross_entropy).unwrap_or(fp32), fp32));
     if let Some(measured) = measured {
-        entry.bytes = graph.onnx.len();
+        entry.bytes = graph.onnx.bytes();
         entry.error = measured.error;
         entry.agreement = measured.agreement;
         entry.decibels = measured.decibels;
@@ -148,24 +173,39 @@ pub fn choose(
 /// Steps that are timed on another engine.
 const TIMED_STEPS: usize = 20;
 
-/// Medians of a step of a form and of fp32 on the engine that was not chosen, where there is one. Inputs are zeros: times do not depend on
-/// them.
-fn second_engine(chosen: &dyn Engine, library: Option<&Path>, graph: &StageGraph, fp32: Option<&StageGraph>) -> Vec<EngineTime> {
-    let other = if chosen.name() == "ort" { EngineName::Tract } else { EngineName::Ort };
-    let Ok(engine) = (Wish { engine: other, library: library.map(Path::to_owned), ..Wish::default() }).open(|_| ()) else {
-        return Vec::new();
+/// Medians of a step of a form and of fp32 on the engine that was not chosen, or why it does not run them. Inputs are zeros: times do not
+/// depend on them.
+fn second_engine(rules: &Rules, graph: &StageGraph, fp32: Option<&StageGraph>, without: &str) -> Second {
+    let (name, other) = match rules.engine.name() {
+        "ort" => ("tract", EngineName::Tract),
+        _ => ("ort", EngineName::Ort),
     };
-    let time = |graph: &StageGraph| -> Result<f64, String> {
-        let mut runner = Runner::new(&*engine, graph).map_err(|error| error.to_string())?;
-        for _ in 0..TIMED_STEPS {
-            runner.step(&[], &[]).map_err(|error| error.to_string())?;
+    let wish = Wish { engine: other, library: rules.ort_library.map(Path::to_owned), ..Wish::default() };
+    let engine = match wish.open(|_| ()) {
+        Ok(engine) => engine,
+        Err(reason) => {
+            let reason = Ran::LeftOut(reason.to_string());
+            return Second { engine: name, ms: reason.clone(), fp32_ms: reason };
         }
-        Ok(runner.median_ms())
+    };
+    let time = |graph: &StageGraph| {
+        let run = || -> Result<f64, RunError> {
+            let mut runner = Runner::new(&*engine, graph)?;
+            for _ in 0..TIMED_STEPS {
+                runner.step(&[], &[])?;
+            }
+            Ok(runner.median_ms())
+        };
+        run().map_or_else(|error| Ran::Failed(error.to_string()), Ran::Ms)
     };
     let ms = time(graph);
-    // Without an fp32 graph left over, the form is fp32 itself.
-    let fp32_ms = fp32.map_or_else(|| ms.clone(), time);
-    vec![EngineTime { engine: engine.name(), ms, fp32_ms }]
+    let fp32_ms = match fp32 {
+        Some(fp32) => time(fp32),
+        // The form is fp32 itself.
+        None if graph.precision == Precision::Fp32 => ms.clone(),
+        None => Ran::LeftOut(without.to_owned()),
+    };
+    Second { engine: name, ms, fp32_ms }
 }
 
 #[cfg(test)]

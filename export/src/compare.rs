@@ -1,6 +1,8 @@
 //! Quantised graphs against fp32 graphs, on audio: what a user of the bundle would notice.
 
+use sa_device::stage::InverseStft;
 use sa_device::vocabulary::{Vocabulary, special};
+use sa_models::audio::LogMel;
 use sa_models::lm;
 
 use crate::prove::{Distance, Item, arg_max, lm_step};
@@ -122,6 +124,39 @@ fn group_of(head: &mut Runner, config: &lm::Config, hidden: &[f32]) -> Result<Ve
 pub struct Decided {
     pub texts: Vec<Vec<f32>>,
     pub groups: Vec<Vec<f32>>,
+    /// What the text tokens of the traces cost.
+    pub surprise: Surprise,
+}
+
+/// The mean of -ln p over tokens that were to be foretold: the cross-entropy, in nats a token.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Surprise {
+    sum: f64,
+    tokens: usize,
+}
+
+impl Surprise {
+    /// Counts the token after a position, if there is one.
+    pub fn next(&mut self, logits: &[f32], token: Option<&i64>) {
+        if let Some(token) = token {
+            self.token(logits, *token);
+        }
+    }
+
+    /// Counts a token by the logits before it.
+    pub fn token(&mut self, logits: &[f32], token: i64) {
+        let peak = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|x| f64::from(x - peak).exp()).sum();
+        // A token that is not in the vocabulary is as surprising as can be.
+        let own = usize::try_from(token).ok().and_then(|token| logits.get(token)).map_or(f64::NEG_INFINITY, |x| f64::from(x - peak));
+        self.sum += sum.ln() - own;
+        self.tokens += 1;
+    }
+
+    /// Nothing where no token was counted.
+    pub fn mean(&self) -> Option<f64> {
+        (self.tokens > 0).then(|| self.sum / self.tokens as f64)
+    }
 }
 
 /// Runs the sequences of `traces` through a trunk and a head, and collects the logits at the decisions. Every graph
@@ -136,6 +171,9 @@ pub fn decide(config: &lm::Config, trunk: &mut Runner, head: &mut Runner, traces
         for (position, item) in trace.items.iter().enumerate() {
             let (logits, hidden) = lm_step(trunk, config.group, item, position)?;
             if trace.texts.contains(&position) {
+                if let Some(Item::Token(token)) = trace.items.get(position + 1) {
+                    decided.surprise.token(&logits, *token);
+                }
                 decided.texts.push(logits);
             }
             if groups.contains(&position) {
@@ -181,16 +219,61 @@ pub fn decode(runner: &mut Runner, units: &[i64]) -> Result<Spectra, RunError> {
     Ok(spectra)
 }
 
-/// The complex spectra's distance, and the mean difference of log-magnitudes in dB.
-pub fn spectra(reference: &Spectra, other: &Spectra) -> (Distance, f64) {
+/// The complex spectra's distance, and that of the sounds' mel spectra in dB; a frame has `bins` bins and `hop` samples.
+pub fn spectra(reference: &Spectra, other: &Spectra, bins: usize, hop: usize) -> (Distance, f64) {
     let complex = |s: &Spectra| -> Vec<f32> {
         let bins = s.log_magnitude.iter().zip(&s.phase);
         bins.flat_map(|(m, p)| [m.min(5.0).exp() * p.cos(), m.min(5.0).exp() * p.sin()]).collect()
     };
     let mut distance = Distance::default();
     distance.values(&complex(reference), &complex(other));
-    let pairs = reference.log_magnitude.iter().zip(&other.log_magnitude);
-    let nepers: f64 = pairs.map(|(a, b)| f64::from((a - b).abs())).sum();
-    let decibels = nepers / reference.log_magnitude.len().max(1) as f64 * 20.0 / std::f64::consts::LN_10;
-    (distance, decibels)
+    // As the device makes sound of them.
+    let sound = |s: &Spectra| -> Vec<f32> {
+        let (mut stft, mut audio) = (InverseStft::new(bins, hop), Vec::new());
+        for (magnitude, phase) in s.log_magnitude.chunks_exact(bins).zip(s.phase.chunks_exact(bins)) {
+            stft.step(magnitude, phase, &mut audio);
+        }
+        audio
+    };
+    (distance, mel_distance(&sound(reference), &sound(other)))
+}
+
+/// Mean absolute difference of the log-mel spectra in dB.
+pub fn mel_distance(a: &[f32], b: &[f32]) -> f64 {
+    // Log-mel values are (ln power + 4) / 4.
+    const DECIBELS: f64 = 4.0 * 10.0 / std::f64::consts::LN_10;
+    let front_end = LogMel::default();
+    let (a, b) = (front_end.frames(a), front_end.frames(b));
+    let sum: f64 = a.iter().zip(&b).map(|(a, b)| f64::from((a - b).abs())).sum();
+    DECIBELS * sum / a.len().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_costs_the_logarithm_of_its_share() {
+        let mut surprise = Surprise::default();
+        assert_eq!(surprise.mean(), None);
+        surprise.token(&[0.0; 4], 2);
+        surprise.token(&[1000.0, 1000.0], 0);
+        let expected = (4f64.ln() + 2f64.ln()) / 2.0;
+        assert!((surprise.mean().expect("two tokens") - expected).abs() < 1e-9, "{:?}", surprise.mean());
+    }
+
+    /// Twice the amplitude is 6 dB.
+    #[test]
+    fn the_mel_distance_is_in_decibels() {
+        let mut state = 1u32;
+        let mut uniform = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        let noise: Vec<f32> = (0..16_000).map(|_| uniform()).collect();
+        let louder: Vec<f32> = noise.iter().map(|x| 2.0 * x).collect();
+        let distance = mel_distance(&noise, &louder);
+        assert!((distance - 6.02).abs() < 0.1, "{distance}");
+        assert_eq!(mel_distance(&noise, &noise), 0.0);
+    }
 }

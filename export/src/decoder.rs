@@ -8,18 +8,19 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Error, Result, ensure};
 use indicatif::ProgressBar;
-use sa_device::bundle::{Bundle, DECODER_MAX_DELAY, Manifest, StageName};
+use sa_device::bundle::{Bundle, DECODER_MAX_DELAY, Manifest};
 use sa_device::engine::Engine;
-use sa_models::audio::LogMel;
-use toml::{Table, Value};
 
-use crate::budget::{Budgets, Measured};
-use crate::choice::{Choice, first_within};
+use crate::budget::{Baseline, Budgets, Measured, Rules, choose};
+use crate::choice::Choice;
+use crate::compare::mel_distance;
 use crate::graphs::{StageGraph, Window, check_exclude, hifigan};
 use crate::import::hifigan::HifiGan;
 use crate::onnx::{Form, Precision};
+use crate::prove::Distance;
+use crate::report::{Report, Scale, Streaming};
 use crate::runner::Runner;
-use crate::target::{RATE, Target, picture, progress};
+use crate::target::{RATE, Target, draw_curves, progress};
 
 /// Mean difference of the mel spectrum, in dB, that the default look-ahead stays under: less than is heard.
 pub const LOOK_AHEAD_DB: f64 = 0.5;
@@ -43,23 +44,6 @@ pub struct Options {
     pub force: bool,
 }
 
-/// What was made and measured.
-#[derive(Debug)]
-pub struct Report {
-    pub engine: &'static str,
-    pub window: Window,
-    pub unit_ms: f64,
-    /// Difference from the whole utterance in dB, by look-ahead in units.
-    pub curve: Vec<(usize, f64)>,
-    pub precision: Precision,
-    pub reason: String,
-    /// Difference from fp32 in dB.
-    pub decibels: f64,
-    pub bytes: usize,
-    pub ms: f64,
-    pub fp32_ms: f64,
-}
-
 /// Exports the decoder; nothing is left behind unless all of it succeeded.
 pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     let gan = HifiGan::open(&options.hifigan).with_context(|| format!("opening the HiFi-GAN {}", options.hifigan.display()))?;
@@ -69,9 +53,8 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     let bar = progress(5);
     let (graph, report) = Exporter { gan: &gan, options, engine: &*engine, bar: &bar }.run()?;
     bar.finish_and_clear();
-    writer.add(&graph.file(), &graph.onnx)?;
-    let points: Vec<(f64, f64)> = report.curve.iter().map(|(ahead, decibels)| (*ahead as f64 * report.unit_ms, *decibels)).collect();
-    picture(&writer, "dB from the whole utterance, by look-ahead", &points)?;
+    graph.save(&writer)?;
+    draw_curves(&writer, &report)?;
     let part = options.target.part(&[("hifigan", gan.files())], &graph, gan.config.num_embeddings, gan.config.hop())?;
     let bundle = writer.finish(Manifest { measured: report.to_toml(), ..part })?;
     Ok((bundle, report))
@@ -103,7 +86,7 @@ impl Exporter<'_> {
         let curve = self.curve(&units, &whole, look_back, chunk, longest)?;
         let near = curve.iter().find(|(_, decibels)| *decibels <= LOOK_AHEAD_DB).map_or(longest, |(ahead, _)| *ahead);
         let look_ahead = self.options.look_ahead_ms.map_or(near, |_| longest);
-        self.choose(Window { look_back, chunk, look_ahead }, unit_ms, curve, &units)
+        self.choose(Window { look_back, chunk, look_ahead }, unit_ms, curve, &units, &whole)
     }
 
     fn step(&self, message: &str) {
@@ -135,85 +118,43 @@ impl Exporter<'_> {
     }
 
     /// The first form within the budget that is not slower than fp32.
-    fn choose(&self, window: Window, unit_ms: f64, curve: Vec<(usize, f64)>, units: &[i64]) -> Result<(StageGraph, Report)> {
-        let run = |precision: Precision| -> Result<(StageGraph, Vec<f32>, f64)> {
-            let graph = hifigan::draw(self.gan, window, Form { exclude: &self.options.exclude, ..Form::from(precision) })?;
-            let mut runner = Runner::new(self.engine, &graph)?;
+    fn choose(&self, window: Window, unit_ms: f64, curve: Vec<(usize, f64)>, units: &[i64], whole: &[f32]) -> Result<(StageGraph, Report)> {
+        let Options { exclude, choice, budgets, force, target, .. } = self.options;
+        let draw = |precision| hifigan::draw(self.gan, window, Form { exclude, ..Form::from(precision) });
+        let run = |graph: &StageGraph| -> Result<(Vec<f32>, f64)> {
+            let mut runner = Runner::new(self.engine, graph)?;
             let mut audio = Vec::new();
             for chunk in units.chunks_exact(window.chunk) {
                 audio.extend(runner.step(&[], &[("units", chunk)])?.f32("audio")?);
             }
-            Ok((graph, audio, runner.median_ms()))
+            Ok((audio, runner.median_ms()))
         };
         self.step("fp32");
-        let (fp32, reference, fp32_ms) = run(Precision::Fp32)?;
-        check_exclude(&self.options.exclude, &[&fp32]).map_err(Error::msg)?;
-        let mut fp32 = Some(fp32);
-        let chosen = first_within(StageName::Decoder, &self.options.choice, self.options.force, |precision| {
-            if let Some(graph) = fp32.take_if(|_| precision == Precision::Fp32) {
-                return Ok(((graph, 0.0, fp32_ms), None));
-            }
+        let fp32 = draw(Precision::Fp32)?;
+        check_exclude(exclude, &fp32.names).map_err(Error::msg)?;
+        let (reference, fp32_ms) = run(&fp32)?;
+        let rules = Rules { choice, budgets, force: *force, engine: self.engine, ort_library: target.ort_library.as_deref() };
+        let (graph, mut entry) = choose(&rules, Baseline::new(fp32, None, fp32_ms), |precision| {
             self.step(precision.name());
-            let (graph, audio, ms) = run(precision)?;
-            let decibels = mel_distance(&reference, &audio);
-            let measured = Measured { decibels: Some(decibels), ms, ..Measured::default() };
-            let missed = self.options.budgets.missed(StageName::Decoder, precision, &measured, fp32_ms);
-            Ok(((graph, decibels, ms), missed))
+            let graph = draw(precision)?;
+            let (audio, ms) = run(&graph)?;
+            let mut distance = Distance::default();
+            distance.values(&reference, &audio);
+            let decibels = Some(mel_distance(&reference, &audio));
+            Ok((graph, Measured { error: distance.error(), decibels, ms, ..Measured::default() }))
         })?;
-        let (graph, decibels, ms) = chosen.made;
-        let (precision, reason, bytes) = (chosen.precision, chosen.reason, graph.onnx.len());
-        Ok((graph, Report { engine: self.engine.name(), window, unit_ms, curve, precision, reason, decibels, bytes, ms, fp32_ms }))
-    }
-}
-
-/// Mean absolute difference of the log-mel spectra in dB.
-fn mel_distance(a: &[f32], b: &[f32]) -> f64 {
-    // Log-mel values are (ln power + 4) / 4.
-    const DECIBELS: f64 = 4.0 * 10.0 / std::f64::consts::LN_10;
-    let front_end = LogMel::default();
-    let (a, b) = (front_end.frames(a), front_end.frames(b));
-    let sum: f64 = a.iter().zip(&b).map(|(a, b)| f64::from((a - b).abs())).sum();
-    DECIBELS * sum / a.len().max(1) as f64
-}
-
-impl Report {
-    /// For `[measured]`.
-    fn to_toml(&self) -> Table {
-        let rounded = |value: f64| Value::Float((value * 1e4).round() / 1e4);
-        let mut table = Table::new();
-        table.insert("engine".into(), self.engine.into());
-        table.insert("reason".into(), self.reason.clone().into());
-        table.insert("spectral_distance_db".into(), rounded(self.decibels));
-        table.insert("step_ms".into(), rounded(self.ms));
-        table.insert("fp32_step_ms".into(), rounded(self.fp32_ms));
-        table.insert("look_back_ms".into(), rounded(self.window.look_back as f64 * self.unit_ms));
-        let curve = self.curve.iter().map(|(ahead, db)| Value::Array(vec![rounded(*ahead as f64 * self.unit_ms), rounded(*db)]));
-        table.insert("distance_db_by_look_ahead_ms".into(), Value::Array(curve.collect()));
-        table
-    }
-}
-
-impl std::fmt::Display for Report {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        let ms = |units: usize| units as f64 * self.unit_ms;
-        writeln!(f, "difference from the whole utterance, by look-ahead:")?;
-        let step = self.curve.len().div_ceil(16).max(1);
-        for (ahead, decibels) in self.curve.iter().step_by(step) {
-            writeln!(f, "{:>7.0} ms {decibels:>7.2} dB {}", ms(*ahead), "█".repeat((decibels * 10.0).round().min(60.0) as usize))?;
-        }
-        let Window { look_back, chunk, look_ahead } = self.window;
-        writeln!(f, "window: {:.0} ms back, {:.0} ms chunk, {:.0} ms ahead", ms(look_back), ms(chunk), ms(look_ahead))?;
-        writeln!(
-            f,
-            "decoder: {} ({}), {:.1} MB, {:.2} dB from fp32, {:.1} ms a step of {:.0} ms on {} (fp32 {:.1} ms)",
-            self.precision,
-            self.reason,
-            self.bytes as f64 / 1e6,
-            self.decibels,
-            self.ms,
-            ms(chunk),
-            self.engine,
-            self.fp32_ms
-        )
+        // It comes `look_ahead` units late. What is before the first and behind the last unit sounds otherwise in the whole utterance,
+        // which has none there.
+        let (streamed, late, edge) = (run(&graph)?.0, window.look_ahead, window.look_back);
+        let hop = self.gan.config.hop();
+        let end = (streamed.len() / hop).saturating_sub(late);
+        let chosen = match edge < end {
+            true => mel_distance(&whole[edge * hop..end * hop], &streamed[(edge + late) * hop..(end + late) * hop]),
+            false => f64::NAN,
+        };
+        entry.streaming = Some(Streaming { window, unit_ms, scale: Scale::Decibels, curve, chosen, wanted: LOOK_AHEAD_DB });
+        let mut report = Report::on(self.engine, format!("{UNITS} units"));
+        report.stages.push(entry);
+        Ok((graph, report))
     }
 }

@@ -11,7 +11,7 @@ use sa_device::engine::Engine;
 use sa_device::vocabulary::SPECIALS;
 use sa_models::lm::config::Layout as TrainedLayout;
 
-use crate::budget::{Baseline, Budgets, Measured, choose};
+use crate::budget::{Baseline, Budgets, Measured, Rules, choose};
 use crate::checkpoint::Checkpoint;
 use crate::choice::{BeyondBudget, Choice};
 use crate::compare::{self, Decided, Spectra, Trace};
@@ -63,7 +63,7 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     };
     let (stages, report) = exporter.run()?;
     for stage in &stages {
-        writer.add(&stage.file(), &stage.onnx)?;
+        stage.save(&writer)?;
         if let (Some(file), Some(values)) = (stage.initial_file(), &stage.initial) {
             writer.add_states(&file, values.iter().copied())?;
         }
@@ -128,7 +128,8 @@ impl Exporter<'_> {
             graphs::head::draw(lm, lm_weights, Precision::Fp32)?,
             graphs::decoder::draw(decoder, decoder_weights, Precision::Fp32, initial)?,
         ];
-        graphs::check_exclude(&self.options.exclude, &drawn.each_ref()).map_err(Error::msg)
+        let names = drawn.map(|graph| graph.names).concat();
+        graphs::check_exclude(&self.options.exclude, &names).map_err(Error::msg)
     }
 
     fn step(&self, message: &str) {
@@ -162,13 +163,13 @@ impl Exporter<'_> {
         let chunk = config.chunk_samples();
         let recordings = &self.samples.recordings;
         let units = recordings.iter().map(|audio| compare::units_of(&mut reference, chunk, audio)).collect::<Result<Vec<_>, _>>()?;
-        let baseline = Baseline { fp32, parity: Some(parity.error()), ms: reference.median_ms() };
+        let baseline = Baseline::new(fp32, Some(parity.error()), reference.median_ms());
         let graph = self.choose(StageName::Tokenizer, baseline, report, &|precision| {
             let graph = graphs::tokenizer::draw(config, weights, self.form(precision), false)?;
             let mut runner = Runner::new(self.engine, &graph)?;
             let distance = compare::tokenizer(&units, &mut runner, chunk, recordings)?;
             let (agreement, ms) = (distance.agreement(), runner.median_ms());
-            Ok((graph, Measured { error: 1.0 - agreement, agreement: Some(agreement), decibels: None, ms }))
+            Ok((graph, Measured { error: 1.0 - agreement, agreement: Some(agreement), ms, ..Measured::default() }))
         })?;
         Ok((graph, units))
     }
@@ -197,12 +198,14 @@ impl Exporter<'_> {
         let calibrated = |precision| Form { importance: importance.as_ref(), ..self.form(precision) };
 
         // Each half is compared with the other half in fp32, so that its own error shows.
-        let lm_base = Baseline { fp32: trunk32, parity: Some(text.error()), ms: trunk.median_ms() };
-        let head_base = Baseline { fp32: head32, parity: Some(groups.error()), ms: head.median_ms() };
+        let lm_base =
+            Baseline { cross_entropy: reference.surprise.mean(), ..Baseline::new(trunk32, Some(text.error()), trunk.median_ms()) };
+        let head_base = Baseline::new(head32, Some(groups.error()), head.median_ms());
         let measured = |decided: &Decided, of_text: bool, ms: f64| {
             let (text, units) = compare::decisions(config, &reference, decided);
             let distance = if of_text { text } else { units };
-            Measured { error: distance.error(), agreement: Some(distance.agreement()), decibels: None, ms }
+            let cross_entropy = decided.surprise.mean().filter(|_| of_text);
+            Measured { error: distance.error(), agreement: Some(distance.agreement()), cross_entropy, ms, ..Measured::default() }
         };
         let head_cell = std::cell::RefCell::new(head);
         let lm_graph = self.choose(StageName::Lm, lm_base, report, &|precision| {
@@ -253,12 +256,13 @@ impl Exporter<'_> {
         let parity = prove::decoder(&network, &mut reference, &units[..units.len().min(200)])?;
         proven(StageName::Decoder, parity.error())?;
         let spectra: Spectra = compare::decode(&mut reference, &units)?;
-        let baseline = Baseline { fp32, parity: Some(parity.error()), ms: reference.median_ms() };
+        let baseline = Baseline::new(fp32, Some(parity.error()), reference.median_ms());
         self.choose(StageName::Decoder, baseline, report, &|precision| {
             let graph = graphs::decoder::draw(config, weights, self.form(precision), initial.clone())?;
             let mut runner = Runner::new(self.engine, &graph)?;
-            let (distance, decibels) = compare::spectra(&spectra, &compare::decode(&mut runner, &units)?);
-            Ok((graph, Measured { error: distance.error(), agreement: None, decibels: Some(decibels), ms: runner.median_ms() }))
+            let (distance, decibels) = compare::spectra(&spectra, &compare::decode(&mut runner, &units)?, config.bins(), config.hop);
+            let ms = runner.median_ms();
+            Ok((graph, Measured { error: distance.error(), decibels: Some(decibels), ms, ..Measured::default() }))
         })
     }
 
@@ -270,11 +274,12 @@ impl Exporter<'_> {
         draw: &dyn Fn(Precision) -> Result<(StageGraph, Measured)>,
     ) -> Result<StageGraph> {
         let Options { budgets, force, target, .. } = self.options;
-        let (graph, entry) =
-            choose(self.choice(stage), budgets, *force, self.engine, target.ort_library.as_deref(), baseline, |precision| {
-                self.step(&format!("{stage}: {precision}"));
-                draw(precision)
-            })?;
+        let ort_library = target.ort_library.as_deref();
+        let rules = Rules { choice: self.choice(stage), budgets, force: *force, engine: self.engine, ort_library };
+        let (graph, entry) = choose(&rules, baseline, |precision| {
+            self.step(&format!("{stage}: {precision}"));
+            draw(precision)
+        })?;
         report.stages.push(entry);
         Ok(graph)
     }

@@ -108,19 +108,11 @@ pub fn join(from: &[PathBuf], target: &Target) -> Result<(Bundle, Vec<String>)> 
     Ok((writer.finish(manifest)?, lines))
 }
 
-/// What was measured of a stage. A bundle of one stage may say it without the stage's name; what a whole bundle says of all stages, such
-/// as the machine, is said of each.
+/// What was measured of a stage. What a bundle says of all its stages, such as the machine, is said of each.
 fn figures(from: &Manifest, name: StageName) -> Table {
-    let table = match from.measured.get(name.as_str()) {
-        Some(Value::Table(table)) => table.clone(),
-        _ => Table::new(),
-    };
-    let stages = StageName::ALL.map(StageName::as_str);
-    let alone = from.stage.present().count() == 1;
-    let of_all = |(key, value): &(&String, &Value)| !stages.contains(&key.as_str()) && (alone || !value.is_table());
-    let mut all: Table = from.measured.iter().filter(of_all).map(|(key, value)| (key.clone(), value.clone())).collect();
-    all.extend(table);
-    all
+    let of_all = from.measured.iter().filter(|(_, value)| !value.is_table());
+    let of_stage = from.measured.get(name.as_str()).and_then(Value::as_table).into_iter().flatten();
+    of_all.chain(of_stage).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// The curve of a stage over its look-ahead: of a bundle with this stage alone, or of one that was joined.
@@ -166,11 +158,11 @@ mod tests {
     #[test]
     fn figures_and_pictures_of_parts_come_along() {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let flat = toml::toml! { engine = "tract"
-        agreement_by_look_ahead_ms = [[0.0, 0.5], [40.0, 0.97]] };
-        let nested = toml::toml! { machine = "board"
+        let hearing = toml::toml! { engine = "tract"
+        tokenizer = { agreement_by_look_ahead_ms = [[0.0, 0.5], [40.0, 0.97]] } };
+        let speaking = toml::toml! { machine = "board"
         decoder = { step_ms = 2.5 } };
-        let parts = [part(dir.path(), StageName::Tokenizer, flat), part(dir.path(), StageName::Decoder, nested)];
+        let parts = [part(dir.path(), StageName::Tokenizer, hearing), part(dir.path(), StageName::Decoder, speaking)];
         let (agent, _) = join(&parts, &target(dir.path().join("agent"))).expect("they fit together");
         // And once more, as one of them is replaced in an agent.
         let (again, _) = join(&[agent.dir().to_owned()], &target(dir.path().join("again"))).expect("an agent is a part too");

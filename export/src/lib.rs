@@ -9,7 +9,7 @@
 //! - [`graphs`]: the four graphs of a bundle.
 //! - [`target`]: where the bundle goes. [`choice`], [`budget`]: which form a stage gets, and what it may lose.
 //! - [`units`]: how unlike the units are.
-//! - [`runner`]: a graph on the engine. [`prove`], [`compare`]: what is held against what.
+//! - [`runner`]: a graph on the engine. [`prove`], [`compare`], [`reference`]: what is held against what.
 //! - [`export`]: all of it in order. [`tokenizer`], [`decoder`], [`trunk`]: a public HuBERT, HiFi-GAN or Qwen2 alone; [`join`]: such
 //!   parts into an agent. [`report`]: the figures. [`inspect`]: looking at a bundle.
 
@@ -25,6 +25,7 @@ pub mod inspect;
 pub mod join;
 pub mod onnx;
 pub mod prove;
+pub mod reference;
 pub mod report;
 pub mod runner;
 pub mod samples;

@@ -82,6 +82,7 @@ fn run(cli: &Cli) -> Result<()> {
             qwen: qwen.clone(),
             speech: cli.speech.clone(),
             calibrate: cli.calibrate.clone(),
+            samples: cli.samples.clone(),
             context: cli.context,
             target: cli.target(output, &imported),
             lm: cli.choice(StageName::Lm, Choice::int8()),

@@ -1,14 +1,10 @@
 //! Runs a graph step by step on an engine of the runtime, keeping its states and caches as the runtime does.
 
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sa_device::bundle::{Bundle, BundleError, StageEntry, StageName};
 use sa_device::engine::{Engine, EngineError, Session};
-use tempfile::NamedTempFile;
 
 use crate::graphs::StageGraph;
 use crate::onnx::{Importance, PROBE};
@@ -27,9 +23,6 @@ pub enum RunError {
     Size { stage: StageName, name: String, values: usize, size: usize },
     #[error("stage {stage} has no {what} `{name}`")]
     Tensor { stage: StageName, what: &'static str, name: String },
-    /// The disk that holds temporary files is full or cannot be written to; `TMPDIR` names another.
-    #[error("cannot write a temporary file: {0}")]
-    Temporary(#[from] std::io::Error),
 }
 
 /// A graph on the engine with what it keeps between steps.
@@ -48,17 +41,6 @@ pub struct Runner {
 impl Runner {
     /// Loads a graph that was just drawn.
     pub fn new(engine: &dyn Engine, graph: &StageGraph) -> Result<Self, RunError> {
-        Self::from_file(engine, graph, Temporary::write(graph)?)
-    }
-
-    /// The same as [`Runner::new`] for a graph that nobody needs any more: its bytes go before the engine makes copies of them.
-    pub fn spend(engine: &dyn Engine, mut graph: StageGraph) -> Result<Self, RunError> {
-        let file = Temporary::write(&graph)?;
-        graph.onnx = Vec::new();
-        Self::from_file(engine, &graph, file)
-    }
-
-    fn from_file(engine: &dyn Engine, graph: &StageGraph, file: Temporary) -> Result<Self, RunError> {
         let mut values = graph.initial.iter().flatten().copied();
         let states = graph.inputs.iter().filter(|input| input.name.starts_with("state."));
         let initial = states
@@ -71,7 +53,7 @@ impl Runner {
                 (state.name.clone(), values)
             })
             .collect();
-        Self::load(engine, graph.stage, file.path(), &graph.entry(), initial)
+        Self::load(engine, graph.stage, graph.onnx.path(), &graph.entry(), initial)
     }
 
     /// Loads a stage of a bundle.
@@ -179,34 +161,6 @@ fn fill<T: Copy>(buffer: &mut [T], values: &[T]) -> Result<(), usize> {
     }
     buffer.copy_from_slice(values);
     Ok(())
-}
-
-/// The graph in a file, for engines read files. On Linux it has no name, so that an export that is killed leaves nothing in the folder
-/// for temporary files.
-enum Temporary {
-    Unnamed { _open: File, path: PathBuf },
-    Named(NamedTempFile),
-}
-
-impl Temporary {
-    fn write(graph: &StageGraph) -> std::io::Result<Self> {
-        let mut file = tempfile::tempfile()?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        if path.exists() {
-            file.write_all(&graph.onnx)?;
-            return Ok(Self::Unnamed { _open: file, path });
-        }
-        let mut file = tempfile::Builder::new().prefix("sa-export-").suffix(".onnx").tempfile()?;
-        file.write_all(&graph.onnx)?;
-        Ok(Self::Named(file))
-    }
-
-    fn path(&self) -> &Path {
-        match self {
-            Self::Unnamed { path, .. } => path,
-            Self::Named(file) => file.path(),
-        }
-    }
 }
 
 /// What the last step gave.

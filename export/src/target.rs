@@ -9,6 +9,7 @@ use sa_device::engine::{Engine, EngineName, Wish};
 use sha2::{Digest, Sha256};
 
 use crate::graphs::StageGraph;
+use crate::report::Report;
 
 /// All audio, in samples a second.
 pub(crate) const RATE: usize = 16_000;
@@ -89,7 +90,7 @@ impl Target {
             unit_rate: (RATE / hop) as u32,
             k,
             // While it is loaded, the file, its parsed form and the engine's form are there at once.
-            minimum_memory_mb: (3 * graph.onnx.len() / 1_000_000) as u32 + 40,
+            minimum_memory_mb: (3 * graph.onnx.bytes() / 1_000_000) as u32 + 40,
             stage,
             ..self.manifest(sha256)
         })
@@ -123,12 +124,15 @@ pub(crate) fn fingerprint(files: impl IntoIterator<Item = (String, PathBuf)>) ->
     Ok(hexadecimal(&hasher.finalize()))
 }
 
-/// The file of [`picture`].
+/// The file of [`draw_curves`].
 pub(crate) const PICTURE: &str = "look_ahead.svg";
 
-/// Draws a curve over the look-ahead in milliseconds into the bundle's folder, for people to look at.
-pub(crate) fn picture(writer: &BundleWriter, title: &str, points: &[(f64, f64)]) -> Result<()> {
-    Ok(writer.add(PICTURE, svg(title, points).as_bytes())?)
+/// Draws the curve over the look-ahead into the bundle's folder, for people to look at.
+pub(crate) fn draw_curves(writer: &BundleWriter, report: &Report) -> Result<()> {
+    for streaming in report.stages.iter().filter_map(|stage| stage.streaming.as_ref()) {
+        writer.add(PICTURE, svg(streaming.title(), &streaming.points()).as_bytes())?;
+    }
+    Ok(())
 }
 
 /// A line through points, with the ranges of both axes written at their ends.

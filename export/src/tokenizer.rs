@@ -2,34 +2,38 @@
 //!
 //! HuBERT looks both ways over a whole recording; a device cannot wait for its end. So a window slides over the audio (see
 //! `graphs::hubert`), and what that costs is measured here: the share of units that are those of the offline pass, as a curve over
-//! the look-ahead. The curve goes into the bundle, and the shortest look-ahead that reaches [`AGREEMENT`] is the default.
+//! the look-ahead. Each point is the very graph that a bundle with that look-ahead would have, streamed over the same sounds. The curve
+//! goes into the bundle, and the shortest look-ahead of it that reaches [`AGREEMENT`] is the default.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use indicatif::ProgressBar;
-use sa_device::bundle::{Bundle, FileEntry, Manifest, StageName, TOKENIZER_MAX_DELAY};
+use sa_device::bundle::{Bundle, FileEntry, Manifest, TOKENIZER_MAX_DELAY};
 use sa_device::engine::Engine;
-use toml::{Table, Value};
 
-use crate::budget::{Budgets, Measured};
-use crate::choice::{Choice, first_within};
+use crate::budget::{Baseline, Budgets, Measured, Rules, choose};
+use crate::choice::Choice;
+use crate::compare::units_of;
 use crate::graphs::{StageGraph, Window, check_exclude, hubert};
 use crate::import::arrays::{self, Array};
 use crate::import::hubert::Hubert;
 use crate::onnx::{Form, Precision};
 use crate::prove::Distance;
+use crate::report::{Report, Scale, Streaming};
 use crate::runner::Runner;
 use crate::samples::Samples;
-use crate::target::{RATE, Target, picture, progress};
+use crate::target::{RATE, Target, draw_curves, progress};
 use crate::units::{self, UNIT_DISTANCES};
 
 /// The share of offline units that the default look-ahead reaches.
 pub const AGREEMENT: f64 = 0.95;
-/// Windows that the curve is measured on.
-const CURVE_WINDOWS: usize = 12;
-/// Seconds of the offline pass.
-const OFFLINE_SECONDS: usize = 10;
+/// Look-aheads of the curve at even distances; between the last of them that is too short and the first that is not, the distance is
+/// halved until the shortest is found.
+const EVEN_POINTS: usize = 5;
+/// The sounds of the offline pass: so many stretches of so many seconds, from all over the samples.
+const STRETCHES: usize = 3;
+const STRETCH_SECONDS: usize = 8;
 /// Seconds on which forms of the graph are compared and timed.
 const COMPARED_SECONDS: usize = 6;
 
@@ -57,26 +61,6 @@ pub struct Options {
     pub force: bool,
 }
 
-/// Share of units as in the offline pass, by look-ahead in units.
-pub type Curve = Vec<(usize, f64)>;
-
-/// What was made and measured.
-#[derive(Debug)]
-pub struct Report {
-    pub engine: &'static str,
-    pub window: Window,
-    pub unit_ms: f64,
-    pub curve: Curve,
-    pub precision: Precision,
-    pub reason: String,
-    /// Share of units that are as in fp32.
-    pub agreement: f64,
-    pub bytes: usize,
-    pub ms: f64,
-    pub fp32_ms: f64,
-    samples: String,
-}
-
 /// Exports the tokenizer; nothing is left behind unless all of it succeeded.
 pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     let hubert = Hubert::open(&options.hubert).with_context(|| format!("opening the HuBERT {}", options.hubert.display()))?;
@@ -92,13 +76,12 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     };
     let engine = options.target.open_engine()?;
     let writer = options.target.writer()?;
-    let bar = progress(6);
+    let bar = progress(EVEN_POINTS as u64 + 5);
     let exporter = Exporter { hubert: &hubert, codebook: &codebook, layer, options, engine: &*engine, samples: &samples, bar: &bar };
     let (graph, report) = exporter.run()?;
     bar.finish_and_clear();
-    writer.add(&graph.file(), &graph.onnx)?;
-    let points: Vec<(f64, f64)> = report.curve.iter().map(|(ahead, share)| (*ahead as f64 * report.unit_ms, *share)).collect();
-    picture(&writer, "share of units as in the offline pass, by look-ahead", &points)?;
+    graph.save(&writer)?;
+    draw_curves(&writer, &report)?;
     let sources = [("hubert", hubert.files()), ("kmeans", vec![options.kmeans.clone()])];
     let part = options.target.part(&sources, &graph, codebook.shape[0], hubert.config.hop())?;
     writer.add(UNIT_DISTANCES, &units::distances(&codebook.data, codebook.shape[0]))?;
@@ -131,26 +114,34 @@ impl Exporter<'_> {
         );
 
         let audio: Vec<f32> = self.samples.recordings.concat();
-        let length = audio.len().min(OFFLINE_SECONDS * RATE);
-        let window_units = look_back + chunk + longest;
-        let field = self.hubert.config.receptive_field();
-        let window_samples = window_units * hop + field - hop;
+        let length = audio.len().min(STRETCH_SECONDS * RATE);
+        let window = |look_ahead| Window { look_back, chunk, look_ahead };
+        let longest_window = (look_back + chunk + longest) * hop;
         ensure!(
-            length > window_samples + hop,
+            length > longest_window + hop,
             "the samples have {:.1} s; a window of {:.1} s needs more: give longer --samples or a shorter window",
             length as f64 / RATE as f64,
-            window_samples as f64 / RATE as f64
+            longest_window as f64 / RATE as f64
         );
         self.step("the offline pass");
-        let offline = self.offline_units(&audio[..length])?;
-        self.step("the curve over the look-ahead");
-        let curve = self.curve(&audio[..length], &offline, window_units, longest)?;
+        let offline = self.offline(&audio, length)?;
+        let mut curve = Vec::new();
+        for point in 0..EVEN_POINTS {
+            self.measure(&mut curve, &offline, &window, longest * point / (EVEN_POINTS - 1))?;
+        }
+        let reaches = |(_, share): &&(usize, f64)| *share >= AGREEMENT;
         let look_ahead = match self.options.look_ahead_ms {
             Some(_) => longest,
-            None => curve.iter().find(|(_, share)| *share >= AGREEMENT).map_or(longest, |(ahead, _)| *ahead),
+            None => loop {
+                let Some(found) = curve.iter().find(reaches).map(|(ahead, _)| *ahead) else { break longest };
+                let too_short = curve.iter().map(|(ahead, _)| *ahead).take_while(|ahead| *ahead < found).last();
+                match too_short.filter(|too_short| too_short + 1 < found) {
+                    Some(too_short) => self.measure(&mut curve, &offline, &window, (too_short + found) / 2)?,
+                    None => break found,
+                }
+            },
         };
-        let window = Window { look_back, chunk, look_ahead };
-        self.choose(window, unit_ms, curve, &audio[..audio.len().min(COMPARED_SECONDS * RATE)])
+        self.choose(window(look_ahead), unit_ms, curve, &offline, &audio[..audio.len().min(COMPARED_SECONDS * RATE)])
     }
 
     fn step(&self, message: &str) {
@@ -158,134 +149,90 @@ impl Exporter<'_> {
         self.bar.inc(1);
     }
 
-    fn offline_units(&self, audio: &[f32]) -> Result<Vec<i64>> {
-        let graph = hubert::draw_offline(self.hubert, self.layer, Some(self.codebook), audio.len(), Precision::Fp32)?;
-        Ok(Runner::spend(self.engine, graph)?.step(&[("audio", audio)], &[])?.i64("units")?)
+    /// Stretches of so many samples with the units that the whole of each gives.
+    fn offline(&self, audio: &[f32], length: usize) -> Result<Vec<Stretch>> {
+        let graph = hubert::draw_offline(self.hubert, self.layer, Some(self.codebook), length, Precision::Fp32)?;
+        let mut runner = Runner::new(self.engine, &graph)?;
+        let count = STRETCHES.min(audio.len() / length);
+        let stretch = |i: usize| -> Result<Stretch> {
+            let start = (audio.len() - length) * i / count.saturating_sub(1).max(1);
+            let audio = audio[start..start + length].to_vec();
+            let units = runner.step(&[("audio", &audio)], &[])?.i64("units")?;
+            Ok(Stretch { audio, units })
+        };
+        (0..count).map(stretch).collect()
     }
 
-    /// One window holds every look-ahead at once: the unit `a` before its end has a look-ahead of `a`. Each point is the mean over
-    /// the windows of the units from there to the next point, which see more, so the share of the shortest is not flattered.
-    fn curve(&self, audio: &[f32], offline: &[i64], window_units: usize, longest: usize) -> Result<Curve> {
-        let hop = self.hubert.config.hop();
-        let samples = window_units * hop + self.hubert.config.receptive_field() - hop;
-        let graph = hubert::draw_offline(self.hubert, self.layer, Some(self.codebook), samples, Precision::Fp32)?;
-        let mut runner = Runner::spend(self.engine, graph)?;
-        let last = offline.len().saturating_sub(window_units);
-        let mut equal = vec![0usize; longest + 1];
-        let windows = CURVE_WINDOWS.min(last + 1);
-        for i in 0..windows {
-            let start = if windows > 1 { i * last / (windows - 1) } else { 0 };
-            let units = runner.step(&[("audio", &audio[start * hop..][..samples])], &[])?.i64("units")?;
-            for (ahead, equal) in equal.iter_mut().enumerate() {
-                let at = units.len() - 1 - ahead;
-                *equal += usize::from(units[at] == offline[start + at]);
-            }
+    /// Adds the point of a look-ahead to the curve, in its place.
+    fn measure(
+        &self,
+        curve: &mut Vec<(usize, f64)>,
+        offline: &[Stretch],
+        window: &dyn Fn(usize) -> Window,
+        look_ahead: usize,
+    ) -> Result<()> {
+        let Err(place) = curve.binary_search_by_key(&look_ahead, |(ahead, _)| *ahead) else { return Ok(()) };
+        self.step(&format!("the curve: {look_ahead} units ahead"));
+        let graph = hubert::draw(self.hubert, self.layer, self.codebook, window(look_ahead), Precision::Fp32)?;
+        curve.insert(place, (look_ahead, self.streamed(&graph, look_ahead, offline)?));
+        Ok(())
+    }
+
+    /// The share of the offline pass's units that a streaming graph gives, chunk by chunk from silence on.
+    fn streamed(&self, graph: &StageGraph, look_ahead: usize, offline: &[Stretch]) -> Result<f64> {
+        let late = look_ahead + hubert::tail(self.hubert);
+        let mut runner = Runner::new(self.engine, graph)?;
+        let mut distance = Distance::default();
+        for Stretch { audio, units } in offline {
+            let mut heard = audio.clone();
+            heard.resize(audio.len() + late * self.hubert.config.hop(), 0.0);
+            let streamed = units_of(&mut runner, graph.chunk, &heard)?;
+            let streamed = streamed.get(late..).unwrap_or_default();
+            distance.decisions(units, &streamed[..units.len().min(streamed.len())]);
         }
-        // Neighbouring units are pooled, for a dozen windows are few.
-        let pooled = |ahead: usize| {
-            let range = ahead.saturating_sub(1)..(ahead + 2).min(longest + 1);
-            let count = range.len() * windows;
-            range.map(|a| equal[a]).sum::<usize>() as f64 / count as f64
-        };
-        Ok((0..=longest).map(|ahead| (ahead, pooled(ahead))).collect())
+        Ok(distance.agreement())
     }
 
     /// The first form within the budget that is not slower than fp32.
-    fn choose(&self, window: Window, unit_ms: f64, curve: Curve, audio: &[f32]) -> Result<(StageGraph, Report)> {
-        let exclude = &self.options.exclude;
+    fn choose(
+        &self,
+        window: Window,
+        unit_ms: f64,
+        curve: Vec<(usize, f64)>,
+        offline: &[Stretch],
+        audio: &[f32],
+    ) -> Result<(StageGraph, Report)> {
+        let Options { exclude, choice, budgets, force, target, .. } = self.options;
         let draw = |precision| hubert::draw(self.hubert, self.layer, self.codebook, window, Form { exclude, ..Form::from(precision) });
-        let run = |chunk: usize, mut runner: Runner| -> Result<(Vec<i64>, f64)> {
-            let units = crate::compare::units_of(&mut runner, chunk, audio)?;
-            Ok((units, runner.median_ms()))
+        let run = |graph: &StageGraph| -> Result<(Vec<i64>, f64)> {
+            let mut runner = Runner::new(self.engine, graph)?;
+            Ok((units_of(&mut runner, graph.chunk, audio)?, runner.median_ms()))
         };
         self.step("fp32");
-        // Drawn again if it is what is chosen: memory is dearer than the second that this takes.
         let fp32 = draw(Precision::Fp32)?;
-        check_exclude(exclude, &[&fp32]).map_err(Error::msg)?;
-        let (reference, fp32_ms) = run(fp32.chunk, Runner::spend(self.engine, fp32)?)?;
-        let chosen = first_within(StageName::Tokenizer, &self.options.choice, self.options.force, |precision| {
+        check_exclude(exclude, &fp32.names).map_err(Error::msg)?;
+        let (reference, fp32_ms) = run(&fp32)?;
+        let rules = Rules { choice, budgets, force: *force, engine: self.engine, ort_library: target.ort_library.as_deref() };
+        let (graph, mut entry) = choose(&rules, Baseline::new(fp32, None, fp32_ms), |precision| {
             self.step(precision.name());
             let graph = draw(precision)?;
-            if precision == Precision::Fp32 {
-                return Ok(((graph, 1.0, fp32_ms), None));
-            }
-            let (units, ms) = run(graph.chunk, Runner::new(self.engine, &graph)?)?;
+            let (units, ms) = run(&graph)?;
             let mut distance = Distance::default();
             distance.decisions(&reference, &units);
             let agreement = distance.agreement();
-            let measured = Measured { agreement: Some(agreement), ms, ..Measured::default() };
-            let missed = self.options.budgets.missed(StageName::Tokenizer, precision, &measured, fp32_ms);
-            Ok(((graph, agreement, ms), missed))
+            Ok((graph, Measured { error: 1.0 - agreement, agreement: Some(agreement), ms, ..Measured::default() }))
         })?;
-        let (graph, agreement, ms) = chosen.made;
-        let report = Report {
-            engine: self.engine.name(),
-            window,
-            unit_ms,
-            curve,
-            precision: chosen.precision,
-            reason: chosen.reason,
-            agreement,
-            bytes: graph.onnx.len(),
-            ms,
-            fp32_ms,
-            samples: self.samples.source.clone(),
-        };
+        self.step("the chosen graph against the offline pass");
+        let chosen = self.streamed(&graph, window.look_ahead, offline)?;
+        entry.streaming = Some(Streaming { window, unit_ms, scale: Scale::Agreement, curve, chosen, wanted: AGREEMENT });
+        let mut report = Report::new(self.engine, self.samples);
+        report.stages.push(entry);
         Ok((graph, report))
     }
 }
 
-impl Report {
-    /// For `[measured]`.
-    fn to_toml(&self) -> Table {
-        let rounded = |value: f64| Value::Float((value * 1e4).round() / 1e4);
-        let mut table = Table::new();
-        table.insert("engine".into(), self.engine.into());
-        table.insert("samples".into(), self.samples.clone().into());
-        table.insert("reason".into(), self.reason.clone().into());
-        table.insert("agreement_with_fp32".into(), rounded(self.agreement));
-        table.insert("step_ms".into(), rounded(self.ms));
-        table.insert("fp32_step_ms".into(), rounded(self.fp32_ms));
-        table.insert("look_back_ms".into(), rounded(self.window.look_back as f64 * self.unit_ms));
-        table.insert("look_ahead_ms".into(), rounded(self.window.look_ahead as f64 * self.unit_ms));
-        let curve = self.curve.iter().map(|(ahead, share)| Value::Array(vec![rounded(*ahead as f64 * self.unit_ms), rounded(*share)]));
-        table.insert("agreement_by_look_ahead_ms".into(), Value::Array(curve.collect()));
-        table
-    }
-}
-
-impl std::fmt::Display for Report {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        let ms = |units: usize| units as f64 * self.unit_ms;
-        writeln!(f, "measured on {}", self.samples)?;
-        writeln!(f, "units as in the offline pass, by look-ahead:")?;
-        let step = self.curve.len().div_ceil(16).max(1);
-        for (ahead, share) in self.curve.iter().step_by(step) {
-            let bar = "█".repeat((share * 40.0).round() as usize);
-            writeln!(f, "{:>7.0} ms {:>6.1} % {bar}", ms(*ahead), 100.0 * share)?;
-        }
-        let reached = self.curve.iter().any(|(ahead, share)| *ahead <= self.window.look_ahead && *share >= AGREEMENT);
-        let verdict = if reached { "reaches" } else { "does not reach" };
-        let Window { look_back, chunk, look_ahead } = self.window;
-        writeln!(
-            f,
-            "window: {:.0} ms back, {:.0} ms chunk, {:.0} ms ahead, which {verdict} {:.0} %",
-            ms(look_back),
-            ms(chunk),
-            ms(look_ahead),
-            100.0 * AGREEMENT
-        )?;
-        writeln!(
-            f,
-            "tokenizer: {} ({}), {:.1} MB, {:.2} % of units as in fp32, {:.1} ms a step of {:.0} ms on {} (fp32 {:.1} ms)",
-            self.precision,
-            self.reason,
-            self.bytes as f64 / 1e6,
-            100.0 * self.agreement,
-            self.ms,
-            ms(chunk),
-            self.engine,
-            self.fp32_ms
-        )
-    }
+/// Audio, and the units that the whole of it gives.
+struct Stretch {
+    audio: Vec<f32>,
+    units: Vec<i64>,
 }

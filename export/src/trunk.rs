@@ -2,25 +2,30 @@
 //! are given beside it.
 //!
 //! There is no network to run beside the fp32 graph here: that it computes what transformers does is proven by
-//! `tests/reference/qwen.py`. The other forms are held against it on text that it writes itself.
+//! `tests/reference/qwen.py`. The other forms are held against it on given texts, or on text that the trunk writes itself.
+//!
+//! Memory stays near twice the checkpoint's largest file: graphs grow on the disk, and in single precision a large trunk is read in
+//! pieces (see [`crate::reference`]).
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use indicatif::ProgressBar;
-use sa_device::bundle::{Bundle, FileEntry, Manifest, Stages};
+use sa_device::bundle::{Bundle, FileEntry, Manifest, StageName, Stages};
 use sa_device::engine::Engine;
 use sa_device::vocabulary::SPECIALS;
 use sa_models::lm::Config;
 use tokenizers::Tokenizer;
 
-use crate::budget::{Baseline, Budgets, Measured, choose};
+use crate::budget::{Baseline, Budgets, Measured, Rules, choose};
 use crate::choice::Choice;
+use crate::compare::Surprise;
 use crate::graphs::{self, StageGraph};
 use crate::import::qwen::Qwen;
 use crate::import::speech::{Head, Speech};
 use crate::onnx::{Form, Importance, Precision};
 use crate::prove::{Distance, Item, arg_max, lm_step, text_step};
+use crate::reference::Reference;
 use crate::report::Report;
 use crate::runner::{RunError, Runner};
 use crate::samples::files;
@@ -30,7 +35,7 @@ use crate::target::{RATE, Target, progress};
 const COMPARED: usize = 200;
 /// Most tokens that are calibrated on.
 const CALIBRATED: usize = 4096;
-/// Tokens of them that are given; the others the fp32 graph writes.
+/// Tokens of them that are given where the trunk writes the others.
 const PROMPT: usize = 16;
 /// Most bytes of one ONNX file: a protobuf message has no more.
 const LARGEST_FILE: usize = (1 << 31) - 1;
@@ -46,6 +51,8 @@ pub struct Options {
     pub speech: Option<PathBuf>,
     /// Folder of texts (`.txt`) on which it is measured how much each input of the layers matters.
     pub calibrate: Option<PathBuf>,
+    /// Folder of texts to compare the forms on; without it, what the trunk writes itself.
+    pub samples: Option<PathBuf>,
     /// Positions that the cache holds.
     pub context: usize,
     pub target: Target,
@@ -78,21 +85,21 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     options.target.refuse_overwriting(&inputs)?;
     let engine = options.target.open_engine()?;
     let writer = options.target.writer()?;
-    let bar = progress(6);
-    let mut report = Report::on(&*engine, format!("{COMPARED} positions of text that the fp32 graph wrote"));
-    let exporter = Exporter { qwen: &qwen, speech: speech.as_ref(), config: &config, options, engine: &*engine, bar: &bar };
-    let (lm, head) = exporter.run(&mut report)?;
+    let bar = progress(7);
+    let reference = Reference::new(&qwen, speech.as_ref(), &config, &*engine);
+    let exporter = Exporter { qwen: &qwen, speech: speech.as_ref(), config: &config, options, engine: &*engine, reference, bar: &bar };
+    let (lm, head, report) = exporter.run()?;
     bar.finish_and_clear();
     let drawn: Vec<&StageGraph> = std::iter::once(&lm).chain(&head).collect();
     for graph in drawn {
         ensure!(
-            graph.onnx.len() <= LARGEST_FILE,
+            graph.onnx.bytes() <= LARGEST_FILE,
             "the {} graph has {} MB, one ONNX file at most {}: choose --fp16, --int8 or --int4",
             graph.stage,
-            graph.onnx.len() / 1_000_000,
+            graph.onnx.bytes() / 1_000_000,
             LARGEST_FILE / 1_000_000
         );
-        writer.add(&graph.file(), &graph.onnx)?;
+        graph.save(&writer)?;
     }
     std::fs::copy(&tokenizer, writer.path("tokenizer.json")).with_context(|| format!("copying {}", tokenizer.display()))?;
     let mut sources = vec![("qwen", qwen.files())];
@@ -126,48 +133,76 @@ struct Exporter<'a> {
     config: &'a Config,
     options: &'a Options,
     engine: &'a dyn Engine,
+    reference: Reference<'a>,
     bar: &'a ProgressBar,
 }
 
-/// What a trunk gave at every position.
+/// What forms are compared on.
+struct Text {
+    tokens: Vec<i64>,
+    /// Where it comes from, for the report.
+    source: String,
+    /// The graph that wrote it, where that was one in 8 bits.
+    writer: Option<StageGraph>,
+}
+
+/// What the trunk gave at every position in single precision.
 #[derive(Default)]
 struct Rows {
     logits: Vec<Vec<f32>>,
     hidden: Vec<Vec<f32>>,
+    surprise: Surprise,
 }
 
 impl Exporter<'_> {
-    fn run(&self, report: &mut Report) -> Result<(StageGraph, Option<StageGraph>)> {
-        self.step("lm: fp32");
-        let fp32 = self.draw_lm(Precision::Fp32.into())?;
-        if !self.options.exclude.is_empty() {
-            let head = self.speech.map(|speech| self.draw_head(speech, Precision::Fp32.into())).transpose()?;
-            let drawn: Vec<&StageGraph> = std::iter::once(&fp32).chain(&head).collect();
-            graphs::check_exclude(&self.options.exclude, &drawn).map_err(Error::msg)?;
+    fn run(&self) -> Result<(StageGraph, Option<StageGraph>, Report)> {
+        let Options { lm, head, .. } = self.options;
+        if lm.candidates == [Precision::Fp32] {
+            self.fits(Precision::Fp32, 4)?;
         }
-        let mut runner = Runner::new(self.engine, &fp32)?;
-        let tokens = self.write(&mut runner)?;
-        let rows = self.read(&mut runner, &tokens)?;
+        self.check_exclude()?;
+        let Text { tokens, source, mut writer } = self.text()?;
+        let mut report = Report::on(self.engine, source);
+        self.step("lm: fp32");
+        let mut rows = Rows::default();
+        let read = self.reference.read(&tokens, false, |position, logits, hidden| {
+            rows.surprise.next(&logits, tokens.get(position + 1));
+            rows.logits.push(logits);
+            rows.hidden.push(hidden);
+        })?;
         let importance = self.importance()?;
         let calibrated = |precision| Form { importance: importance.as_ref(), ..self.form(precision) };
-        let Options { lm, head, budgets, force, target, .. } = self.options;
-        let library = target.ort_library.as_deref();
-        let baseline = Baseline { fp32, parity: None, ms: runner.median_ms() };
-        drop(runner);
-        let (lm_graph, entry) = choose(lm, budgets, *force, self.engine, library, baseline, |precision| {
+        let fp32 = match &self.reference.pieces[..] {
+            [_] => Ok(self.draw_lm(Precision::Fp32.into())?),
+            pieces => Err(format!("it was measured in {} pieces, for it is large", pieces.len())),
+        };
+        let cross_entropy = rows.surprise.mean();
+        let baseline = Baseline { stage: StageName::Lm, fp32, bytes: read.bytes, parity: None, cross_entropy, ms: read.ms };
+        let (lm_graph, entry) = choose(&self.rules(lm), baseline, |precision| {
             self.step(&format!("lm: {precision}"));
-            let graph = self.draw_lm(calibrated(precision))?;
-            let mut runner = Runner::new(self.engine, &graph)?;
-            let mut distance = Distance::default();
-            for (a, b) in rows.logits.iter().zip(&self.read(&mut runner, &tokens)?.logits) {
-                distance.values(a, b);
-                distance.decisions(&[arg_max(a)], &[arg_max(b)]);
+            if precision == Precision::Fp32 {
+                self.fits(precision, 4)?;
+                return Ok((self.draw_lm(precision.into())?, Measured { agreement: Some(1.0), ms: read.ms, ..Measured::default() }));
             }
-            Ok((graph, measured(&distance, runner.median_ms())))
+            let graph = match writer.take_if(|writer| writer.precision == precision) {
+                Some(written) => written,
+                None => self.draw_lm(calibrated(precision))?,
+            };
+            let mut runner = Runner::new(self.engine, &graph)?;
+            let (mut distance, mut surprise) = (Distance::default(), Surprise::default());
+            for (position, token) in tokens.iter().enumerate() {
+                let (logits, _) = self.feed(&mut runner, *token, position)?;
+                let expected = &rows.logits[position];
+                distance.values(expected, &logits);
+                distance.decisions(&[arg_max(expected)], &[arg_max(&logits)]);
+                surprise.next(&logits, tokens.get(position + 1));
+            }
+            let measured = measured(&distance, runner.median_ms());
+            Ok((graph, Measured { cross_entropy: surprise.mean(), ..measured }))
         })?;
         report.stages.push(entry);
 
-        let Some(speech) = self.speech else { return Ok((lm_graph, None)) };
+        let Some(speech) = self.speech else { return Ok((lm_graph, None, report)) };
         self.step("head: fp32");
         let fp32 = self.draw_head(speech, Precision::Fp32.into())?;
         let mut runner = Runner::new(self.engine, &fp32)?;
@@ -175,8 +210,8 @@ impl Exporter<'_> {
             rows.hidden.iter().map(|hidden| runner.step(&[("hidden", hidden)], &[])?.f32("unit_logits")).collect()
         };
         let reference = units(&mut runner)?;
-        let baseline = Baseline { fp32, parity: None, ms: runner.median_ms() };
-        let (head_graph, entry) = choose(head, budgets, *force, self.engine, library, baseline, |precision| {
+        let baseline = Baseline::new(fp32, None, runner.median_ms());
+        let (head_graph, entry) = choose(&self.rules(head), baseline, |precision| {
             self.step(&format!("head: {precision}"));
             let graph = self.draw_head(speech, calibrated(precision))?;
             let mut runner = Runner::new(self.engine, &graph)?;
@@ -189,7 +224,37 @@ impl Exporter<'_> {
             Ok((graph, measured(&distance, runner.median_ms())))
         })?;
         report.stages.push(entry);
-        Ok((lm_graph, Some(head_graph)))
+        Ok((lm_graph, Some(head_graph), report))
+    }
+
+    /// Before anything is measured: each pattern must match a layer.
+    fn check_exclude(&self) -> Result<()> {
+        if self.options.exclude.is_empty() {
+            return Ok(());
+        }
+        let mut names = self.reference.names()?;
+        if let Some(speech) = self.speech {
+            names.extend(self.draw_head(speech, Precision::Fp32.into())?.names);
+        }
+        graphs::check_exclude(&self.options.exclude, &names).map_err(Error::msg)
+    }
+
+    fn rules<'b>(&'b self, choice: &'b Choice) -> Rules<'b> {
+        let Options { budgets, force, target, .. } = self.options;
+        Rules { choice, budgets, force: *force, engine: self.engine, ort_library: target.ort_library.as_deref() }
+    }
+
+    /// Refuses a trunk whose weights, at so many bytes each, are no one file.
+    fn fits(&self, precision: Precision, bytes: usize) -> Result<()> {
+        let size = bytes * graphs::lm::weights(self.config);
+        ensure!(
+            size <= LARGEST_FILE,
+            "the lm in {precision} has {} MB, one ONNX file at most {}: choose --fp16, --int8 or --int4, or accept a form that loses more \
+             than its budget by --precision lm=FORM --force",
+            size / 1_000_000,
+            LARGEST_FILE / 1_000_000
+        );
+        Ok(())
     }
 
     fn step(&self, message: &str) {
@@ -207,16 +272,8 @@ impl Exporter<'_> {
         self.step("lm: calibrating");
         let tokens = texts(dir, &self.qwen.tokenizer())?;
         let probe = Form { probe: true, ..Form::from(Precision::Fp32) };
-        let mut trunk = Runner::new(self.engine, &self.draw_lm(probe)?)?;
-        let mut importance = Importance::new();
         let mut hidden = Vec::new();
-        for part in tokens.chunks(self.config.max_position_embeddings - 1) {
-            for (position, token) in part.iter().enumerate() {
-                let (_, row) = self.feed(&mut trunk, *token, position)?;
-                hidden.extend(self.speech.map(|_| row));
-            }
-        }
-        importance.extend(trunk.importance());
+        let mut importance = self.reference.read(&tokens, true, |_, _, row| hidden.extend(self.speech.map(|_| row)))?.importance;
         if let Some(speech) = self.speech {
             let mut head = Runner::new(self.engine, &self.draw_head(speech, probe)?)?;
             hidden.iter().try_for_each(|hidden| head.step(&[("hidden", hidden)], &[]).map(|_| ()))?;
@@ -245,10 +302,26 @@ impl Exporter<'_> {
         }
     }
 
-    /// A seeded prompt and what the graph likes best after it.
-    fn write(&self, runner: &mut Runner) -> Result<Vec<i64>, RunError> {
-        let vocabulary = self.config.vocab_size;
+    /// What the forms are compared on: given texts, or what the trunk writes. A large one writes in 8 bits, for in single precision it is
+    /// not in memory as a whole.
+    fn text(&self) -> Result<Text> {
         let length = COMPARED.min(self.config.max_position_embeddings - 1);
+        if let Some(dir) = &self.options.samples {
+            let mut tokens = texts(dir, &self.qwen.tokenizer())?;
+            tokens.truncate(length);
+            return Ok(Text { source: format!("{} tokens of the texts in {}", tokens.len(), dir.display()), tokens, writer: None });
+        }
+        self.step("lm: writing text");
+        let precision = if self.reference.pieces.len() == 1 { Precision::Fp32 } else { Precision::Int8 };
+        let graph = self.draw_lm(self.form(precision))?;
+        let tokens = self.write(&mut Runner::new(self.engine, &graph)?, length)?;
+        let source = format!("{length} positions of text that the {precision} graph wrote");
+        Ok(Text { tokens, source, writer: Some(graph).filter(|_| precision == Precision::Int8) })
+    }
+
+    /// A seeded prompt and what the graph likes best after it.
+    fn write(&self, runner: &mut Runner, length: usize) -> Result<Vec<i64>, RunError> {
+        let vocabulary = self.config.vocab_size;
         let mut tokens: Vec<i64> = (0..PROMPT).map(|i| ((i * i * 2_654_435 + i * 40_503 + 7) % vocabulary) as i64).collect();
         for position in 0..length {
             let (logits, _) = self.feed(runner, tokens[position], position)?;
@@ -258,16 +331,6 @@ impl Exporter<'_> {
         }
         tokens.truncate(length);
         Ok(tokens)
-    }
-
-    fn read(&self, runner: &mut Runner, tokens: &[i64]) -> Result<Rows, RunError> {
-        let mut rows = Rows::default();
-        for (position, token) in tokens.iter().enumerate() {
-            let (logits, hidden) = self.feed(runner, *token, position)?;
-            rows.logits.push(logits);
-            rows.hidden.push(hidden);
-        }
-        Ok(rows)
     }
 }
 
@@ -282,10 +345,10 @@ fn texts(dir: &Path, tokenizer: &Path) -> Result<Vec<i64>> {
         tokens.extend(encoded.get_ids().iter().map(|id| i64::from(*id)));
     }
     tokens.truncate(CALIBRATED);
-    ensure!(!tokens.is_empty(), "{} holds no text (*.txt) to calibrate on", dir.display());
+    ensure!(!tokens.is_empty(), "{} holds no text (*.txt)", dir.display());
     Ok(tokens)
 }
 
 fn measured(distance: &Distance, ms: f64) -> Measured {
-    Measured { error: distance.error(), agreement: Some(distance.agreement()), decibels: None, ms }
+    Measured { error: distance.error(), agreement: Some(distance.agreement()), ms, ..Measured::default() }
 }

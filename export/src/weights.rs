@@ -38,6 +38,9 @@ pub enum WeightsError {
     /// Training diverged, or the file is damaged.
     #[error("{path}: tensor `{name}` holds a value that is not finite")]
     NotFinite { path: PathBuf, name: String },
+    /// The disk that holds temporary files is full or cannot be written to; `TMPDIR` names another.
+    #[error("cannot write a temporary file (is the disk full? TMPDIR names another folder): {0}")]
+    Temporary(std::io::Error),
 }
 
 /// The tensors of one network.

@@ -57,15 +57,14 @@ pub fn draw<'a>(
     let x = g.scope("final_norm", |g| g.layer_norm(&x, &weight, &bias, NORM_EPSILON));
     let (bins, width) = (config.bins(), config.head_width());
     let (weight, bias) = (weights.tensor("head.weight", &[width, d])?, weights.tensor("head.bias", &[width])?);
-    let spectrum = g.scope("head", |g| g.linear(&x, &weight, Some(&bias), precision)); // [8, 2 bins]
-    for (name, start) in [("log_magnitude", 0), ("phase", bins)] {
-        let part = g.slice(&spectrum, 1, start, start + bins);
-        let part = g.reshape(&part, &[1, frames, bins]);
+    let spectrum: [Value; 2] = g.scope("head", |g| g.linear_in_parts(&x, &weight, &bias, precision)); // [8, bins] each
+    for (name, part) in ["log_magnitude", "phase"].into_iter().zip(&spectrum) {
+        let part = g.reshape(part, &[1, frames, bins]);
         g.output(name, &part);
     }
 
     let latency_ms = 1000.0 * (config.look_ahead * config.unit_samples()) as f64 / 16_000.0;
-    let mut stage = StageGraph::new(StageName::Decoder, graph, precision, CHUNK, latency_ms);
+    let mut stage = StageGraph::new(StageName::Decoder, graph, precision, CHUNK, latency_ms)?;
     stage.initial = Some(initial);
     Ok(stage)
 }

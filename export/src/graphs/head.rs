@@ -43,7 +43,7 @@ pub fn draw<'a>(config: &Config, weights: &Weights, form: impl Into<Form<'a>>) -
     let logits = g.scope("head.output", |g| g.linear(&x, &output, None, precision)); // [G, k + 1]
     let logits = g.reshape(&logits, &[1, group, outputs]);
     g.output("unit_logits", &logits);
-    Ok(StageGraph::new(StageName::Head, graph, precision, 1, 0.0))
+    StageGraph::new(StageName::Head, graph, precision, 1, 0.0)
 }
 
 /// Draws a head of one product: `hidden` `[1, d]` to `unit_logits` `[1, G, k + 1]` (SLAM-Omni).
@@ -59,7 +59,7 @@ pub fn draw_linear<'a>(config: &Config, weights: &Weights, form: impl Into<Form<
     let logits = g.scope("head.output", |g| g.linear(&hidden, &output, None, precision));
     let logits = g.reshape(&logits, &[1, group, outputs]);
     g.output("unit_logits", &logits);
-    Ok(StageGraph::new(StageName::Head, graph, precision, 1, 0.0))
+    StageGraph::new(StageName::Head, graph, precision, 1, 0.0)
 }
 
 /// Draws a head of small steps (DrVoice): `hidden` `[1, d]` to `unit_logits` `[1, G, k + 1]`. Step i of G reads its own projection of the
@@ -113,7 +113,7 @@ pub fn draw_depth<'a>(config: &Config, width: usize, weights: &Weights, form: im
     let logits = g.concat(&steps.iter().collect::<Vec<_>>(), 0);
     let logits = g.reshape(&logits, &[1, group, outputs]);
     g.output("unit_logits", &logits);
-    Ok(StageGraph::new(StageName::Head, graph, precision, 1, 0.0))
+    StageGraph::new(StageName::Head, graph, precision, 1, 0.0)
 }
 
 /// Attention of one more step to itself and those before, which `seen` holds: `[1, 3 H dh]` to `[1, H dh]`.

@@ -37,7 +37,7 @@ pub fn draw<'a>(gan: &HifiGan, window: Window, form: impl Into<Form<'a>>) -> Res
     let latency_ms = 1000.0 * (look_ahead * hop) as f64 / 16_000.0;
     graph.metadata("look_back", look_back);
     graph.metadata("look_ahead", look_ahead);
-    Ok(StageGraph::new(StageName::Decoder, graph, precision, chunk, latency_ms))
+    StageGraph::new(StageName::Decoder, graph, precision, chunk, latency_ms)
 }
 
 /// Draws the offline graph over exactly `count` units: `units` `[1, count]` in, `audio` `[1, count · hop]` out.

@@ -51,7 +51,7 @@ pub fn draw<'a>(
     graph.metadata("look_back", window.look_back);
     graph.metadata("look_ahead", window.look_ahead);
     graph.metadata("layer", layers);
-    Ok(StageGraph::new(StageName::Tokenizer, graph, precision, samples, latency_ms))
+    StageGraph::new(StageName::Tokenizer, graph, precision, samples, latency_ms)
 }
 
 /// Units that the last frame's receptive field reaches beyond its hop. Whole hops are kept, so that frames stand where they do offline.
@@ -77,7 +77,7 @@ pub fn draw_offline(
         let units = units(&mut graph, codebook, &features);
         graph.output("units", &units);
     }
-    Ok(StageGraph::new(StageName::Tokenizer, graph, precision, samples, 1000.0 * samples as f64 / 16_000.0))
+    StageGraph::new(StageName::Tokenizer, graph, precision, samples, 1000.0 * samples as f64 / 16_000.0)
 }
 
 /// Hidden states behind block `layers`, `[1, n]` samples to `[T, d]`.
@@ -249,10 +249,9 @@ fn block(graph: &mut Graph, hubert: &Hubert, layer: usize, x: &Value, precision:
 
     let attend = |g: &mut Graph, x: &Value| {
         g.scope(&format!("layers.{layer}.attention"), |g| {
-            let qkv = g.linear(x, &product, Some(&product_bias), precision); // [T, 3d]
+            let qkv: [Value; 3] = g.linear_in_parts(x, &product, &product_bias, precision); // [T, d] each
             let head = |g: &mut Graph, part: usize, order: &[usize]| {
-                let rows = g.slice(&qkv, 1, part * d, (part + 1) * d);
-                let rows = g.reshape(&rows, &[t, heads, width]);
+                let rows = g.reshape(&qkv[part], &[t, heads, width]);
                 g.transpose(&rows, order)
             };
             let (q, k, v) = (head(g, 0, &[1, 0, 2]), head(g, 1, &[1, 2, 0]), head(g, 2, &[1, 0, 2]));

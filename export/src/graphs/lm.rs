@@ -3,6 +3,10 @@
 //!
 //! The cache belongs to the runtime: the graph reads `position` rows of it and returns one new row a layer, so
 //! nothing is copied. Rows from `position` on are masked.
+//!
+//! A trunk that is too large to be loaded at once is drawn as [`pieces`]: graphs of some layers each, that are run one after another.
+
+use std::ops::Range;
 
 use sa_device::bundle::StageName;
 use sa_models::lm::Config;
@@ -25,6 +29,44 @@ struct Position {
     mask: Value,
 }
 
+/// The layers that a graph holds: all of them, or some. The graph of the first layer reads tokens, others the row `x` that came out of
+/// the piece before; that of the last gives logits and hidden state, others the row `y`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    layers: Range<usize>,
+    of: usize,
+}
+
+impl Piece {
+    pub fn is_first(&self) -> bool {
+        self.layers.start == 0
+    }
+
+    pub fn is_last(&self) -> bool {
+        self.layers.end == self.of
+    }
+}
+
+/// A trunk's layers in pieces whose blocks have at most so many weights, or one layer.
+pub fn pieces(config: &Config, most: usize) -> Vec<Piece> {
+    let (of, step) = (config.num_hidden_layers, (most / block_weights(config).max(1)).max(1));
+    // The embedding and the logits' product count as well, where that makes one piece of all.
+    if weights(config) <= most {
+        return vec![Piece { layers: 0..of, of }];
+    }
+    (0..of).step_by(step).map(|start| Piece { layers: start..(start + step).min(of), of }).collect()
+}
+
+/// Weights of the matrices of a graph: the embedding, the blocks, and the logits' product.
+pub fn weights(config: &Config) -> usize {
+    config.num_hidden_layers * block_weights(config) + 2 * config.hidden_size * config.vocab_size
+}
+
+fn block_weights(config: &Config) -> usize {
+    let wide = (config.num_attention_heads + config.num_key_value_heads) * config.head_dim;
+    2 * config.hidden_size * wide + 3 * config.hidden_size * config.intermediate_size
+}
+
 /// Draws the graph of a model that has all its tensors in one place.
 pub fn draw<'a>(config: &Config, weights: &Weights, form: impl Into<Form<'a>>) -> Result<StageGraph, WeightsError> {
     draw_parts(config, weights, Some(weights), form)
@@ -35,6 +77,18 @@ pub fn draw_parts<'a>(
     config: &Config,
     trunk: &Weights,
     speech: Option<&Weights>,
+    form: impl Into<Form<'a>>,
+) -> Result<StageGraph, WeightsError> {
+    let of = config.num_hidden_layers;
+    draw_piece(config, trunk, speech, &Piece { layers: 0..of, of }, form)
+}
+
+/// Draws a piece of a trunk.
+pub fn draw_piece<'a>(
+    config: &Config,
+    trunk: &Weights,
+    speech: Option<&Weights>,
+    piece: &Piece,
     form: impl Into<Form<'a>>,
 ) -> Result<StageGraph, WeightsError> {
     let form = form.into();
@@ -48,35 +102,22 @@ pub fn draw_parts<'a>(
     );
     graph.form(&form);
     let g = &mut graph;
-    let token = g.input("token", DataType::I64, &[1]);
-    let spoken = speech.map(|speech| {
-        let units = g.input("units", DataType::I64, &[1, config.group]);
-        (speech, units, g.input("is_group", DataType::F32, &[1]))
-    });
+    let row = match piece.is_first() {
+        true => Row::Heard(heard(g, config, speech)),
+        false => Row::Computed(g.input("x", DataType::F32, &[1, d])),
+    };
     let position = g.input("position", DataType::I64, &[1]);
-    let layers = config.num_hidden_layers;
-    let caches: Vec<(Value, Value)> = (0..layers)
+    let caches: Vec<(Value, Value)> = (piece.layers.clone())
         .map(|i| {
             let key = g.input(&format!("cache.key.{i}"), DataType::F32, &[kv, context, dh]);
             (key, g.input(&format!("cache.value.{i}"), DataType::F32, &[kv, context, dh]))
         })
         .collect();
 
-    let embedding = weights.tensor("model.embed_tokens.weight", &[vocabulary, d])?;
-    let table = g.table("model.embed_tokens.weight", &embedding, d, precision);
-    let text = g.look_up(&table, &token); // [1, d]
-    let mut x = match spoken {
-        Some((speech, units, is_group)) => {
-            let group = group_row(g, speech, config, &units, precision)?; // [1, d]
-            let is_text = g.neg(&is_group);
-            let is_text = g.add_scalar(&is_text, 1.0);
-            let text = g.mul(&text, &is_text);
-            let group = g.mul(&group, &is_group);
-            g.add(&text, &group)
-        }
-        None => text,
+    let mut x = match row {
+        Row::Heard(heard) => embedded(g, config, weights, heard, precision)?,
+        Row::Computed(x) => x,
     };
-
     let place = g.scope("position", |g| place(g, config, &position));
     let sizes = Sizes {
         width: d,
@@ -87,20 +128,65 @@ pub fn draw_parts<'a>(
         bias: config.attention_bias,
         epsilon: config.rms_norm_eps as f32,
     };
-    for (i, cache) in caches.iter().enumerate() {
+    for (i, cache) in piece.layers.clone().zip(&caches) {
         let name = format!("model.layers.{i}");
         x = block(g, weights, &name, sizes, &x, precision, |g, qkv| attend(g, sizes, i, qkv, cache, &place))?;
     }
+    if !piece.is_last() {
+        g.output("y", &x);
+        return StageGraph::new(StageName::Lm, graph, precision, 1, 0.0);
+    }
     let weight = weights.tensor("model.norm.weight", &[d])?;
     let hidden = g.scope("model.norm", |g| g.rms_norm(&x, &weight, config.rms_norm_eps as f32));
-    let head = match config.tie_word_embeddings {
-        true => embedding,
-        false => weights.tensor("lm_head.weight", &[vocabulary, d])?,
-    };
+    // Read once more where it is the embedding: memory is dearer than the second that this takes.
+    let head = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+    let head = weights.tensor(head, &[vocabulary, d])?;
     let logits = g.scope("lm_head", |g| g.linear(&hidden, &head, None, precision));
     g.output("logits", &logits);
     g.output("hidden", &hidden);
-    Ok(StageGraph::new(StageName::Lm, graph, precision, 1, 0.0))
+    StageGraph::new(StageName::Lm, graph, precision, 1, 0.0)
+}
+
+/// What a piece computes on.
+enum Row<'a> {
+    /// The inputs of the first one.
+    Heard(Heard<'a>),
+    Computed(Value),
+}
+
+/// The token, and where it reads speech the units, whether it is they that count, and the weights of their rows.
+struct Heard<'a> {
+    token: Value,
+    spoken: Option<(&'a Weights, Value, Value)>,
+}
+
+fn heard<'a>(graph: &mut Graph, config: &Config, speech: Option<&'a Weights>) -> Heard<'a> {
+    let token = graph.input("token", DataType::I64, &[1]);
+    let spoken = speech.map(|speech| {
+        let units = graph.input("units", DataType::I64, &[1, config.group]);
+        (speech, units, graph.input("is_group", DataType::F32, &[1]))
+    });
+    Heard { token, spoken }
+}
+
+/// The row `[1, d]` of a token or group.
+fn embedded(g: &mut Graph, config: &Config, weights: &Weights, heard: Heard, precision: Precision) -> Result<Value, WeightsError> {
+    const NAME: &str = "model.embed_tokens.weight";
+    let embedding = weights.tensor(NAME, &[config.vocab_size, config.hidden_size])?;
+    let table = g.table(NAME, &embedding, config.hidden_size, precision);
+    drop(embedding);
+    let text = g.look_up(&table, &heard.token);
+    Ok(match heard.spoken {
+        Some((speech, units, is_group)) => {
+            let group = group_row(g, speech, config, &units, precision)?;
+            let is_text = g.neg(&is_group);
+            let is_text = g.add_scalar(&is_text, 1.0);
+            let text = g.mul(&text, &is_text);
+            let group = g.mul(&group, &is_group);
+            g.add(&text, &group)
+        }
+        None => text,
+    })
 }
 
 /// The row of a group: its units' embeddings side by side through the adaptor.

@@ -12,9 +12,10 @@ pub mod lm;
 pub mod tokenizer;
 mod transformer;
 
-use sa_device::bundle::{FileEntry, StageEntry, StageName, TensorEntry};
+use sa_device::bundle::{BundleError, BundleWriter, FileEntry, StageEntry, StageName, TensorEntry};
 
-use crate::onnx::{DataType, Graph, Layer, Precision, Value, matches};
+use crate::onnx::{DataType, Graph, Layer, OnnxFile, Precision, Value, matches};
+use crate::weights::WeightsError;
 
 /// What a sliding window holds, in units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +48,7 @@ pub struct StageGraph {
     pub layers: Vec<Layer>,
     /// Names of all layers that have a precision.
     pub names: Vec<String>,
-    /// The ONNX file.
-    pub onnx: Vec<u8>,
+    pub onnx: OnnxFile,
 }
 
 /// Layers that a report names.
@@ -56,7 +56,7 @@ const WORST_LAYERS: usize = 5;
 
 impl StageGraph {
     /// Closes a finished graph.
-    fn new(stage: StageName, mut graph: Graph, precision: Precision, chunk: usize, latency_ms: f64) -> Self {
+    fn new(stage: StageName, mut graph: Graph, precision: Precision, chunk: usize, latency_ms: f64) -> Result<Self, WeightsError> {
         graph.metadata("stage", stage);
         graph.metadata("precision", precision);
         graph.metadata("chunk", chunk);
@@ -68,7 +68,8 @@ impl StageGraph {
         let inputs = graph.inputs().iter().map(entry).collect();
         let outputs = graph.outputs().iter().map(entry).collect();
         let (layers, names) = (graph.layers().to_vec(), graph.drawn().iter().cloned().collect());
-        Self { stage, precision, chunk, latency_ms, inputs, outputs, initial: None, layers, names, onnx: graph.encode() }
+        let onnx = graph.encode().map_err(WeightsError::Temporary)?;
+        Ok(Self { stage, precision, chunk, latency_ms, inputs, outputs, initial: None, layers, names, onnx })
     }
 
     /// The layers whose weights lost most, the worst first.
@@ -77,6 +78,12 @@ impl StageGraph {
         layers.sort_by(|a, b| b.error.total_cmp(&a.error));
         layers.truncate(WORST_LAYERS);
         layers
+    }
+
+    /// Copies the graph into a bundle.
+    pub fn save(&self, writer: &BundleWriter) -> Result<(), BundleError> {
+        let path = writer.path(&self.file());
+        self.onnx.copy(&path).map_err(|source| BundleError::Write { path, source })
     }
 
     /// Name of the graph's file in the bundle.
@@ -103,14 +110,13 @@ impl StageGraph {
     }
 }
 
-/// Refuses patterns of layers to keep in single precision that match none: of what is to be exported, in any precision.
+/// Refuses patterns of layers to keep in single precision that match none of these: the names in all that is to be exported.
 ///
 /// # Errors
 /// Names the pattern and some of the layers that there are.
-pub fn check_exclude(exclude: &[String], graphs: &[&StageGraph]) -> Result<(), String> {
-    let names = || graphs.iter().flat_map(|graph| &graph.names).map(String::as_str);
-    match exclude.iter().find(|pattern| !names().any(|name| matches(pattern, name))) {
-        Some(dead) => Err(format!("--exclude {dead} matches no layer; there are {}, …", names().take(6).collect::<Vec<_>>().join(", "))),
+pub fn check_exclude(exclude: &[String], names: &[String]) -> Result<(), String> {
+    match exclude.iter().find(|pattern| !names.iter().any(|name| matches(pattern, name))) {
+        Some(dead) => Err(format!("--exclude {dead} matches no layer; there are {}, …", names[..names.len().min(6)].join(", "))),
         None => Ok(()),
     }
 }

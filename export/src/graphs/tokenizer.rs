@@ -69,7 +69,7 @@ pub fn draw<'a>(
 
     // Phones come `lag` units after their sound: the runtime waits for those of the last sound.
     let latency_ms = 1000.0 * (samples + config.lag * UNIT_SAMPLES) as f64 / 16_000.0;
-    Ok(StageGraph::new(StageName::Tokenizer, graph, precision, samples, latency_ms))
+    StageGraph::new(StageName::Tokenizer, graph, precision, samples, latency_ms)
 }
 
 /// Log-mel frames of a chunk: `[1, n]` to `[n / 160, 64]`. The windows are joined from hops, and the DFT is a product
@@ -150,10 +150,9 @@ fn block(
     let (norm1, norm1_bias) = (tensor("norm1.weight", &[d])?, tensor("norm1.bias", &[d])?);
     let attended = graph.scope("attention", |g| {
         let normed = g.layer_norm(&x, &norm1, &norm1_bias, NORM_EPSILON);
-        let qkv = g.linear(&normed, &product, Some(&product_bias), precision); // [T, 3d]
+        let qkv: [Value; 3] = g.linear_in_parts(&normed, &product, &product_bias, precision); // [T, d] each
         let heads = |g: &mut Graph, part: usize| {
-            let rows = g.slice(&qkv, 1, part * d, (part + 1) * d);
-            let rows = g.reshape(&rows, &[t, config.heads, config.head_width()]);
+            let rows = g.reshape(&qkv[part], &[t, config.heads, config.head_width()]);
             g.transpose(&rows, &[1, 0, 2]) // [H, T, h]
         };
         let (q, k, v) = (heads(g, 0), heads(g, 1), heads(g, 2));

@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use half::f16;
-use prost::Message;
 use sha2::{Digest, Sha256};
 use tract_onnx::pb::tensor_proto::DataType as OnnxType;
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto};
 
+use super::file::{OnnxFile, Pieces, Spool, in_pieces};
 use super::linear::{Form, Importance, PROBE, Precision, matches};
 use super::proto::{attribute, value_info};
 
@@ -46,6 +46,15 @@ impl DataType {
             DataType::U8 => OnnxType::Uint8,
             DataType::Bool => OnnxType::Bool,
         }) as i32
+    }
+
+    fn bytes(self) -> usize {
+        match self {
+            DataType::I64 => 8,
+            DataType::F32 | DataType::I32 => 4,
+            DataType::F16 => 2,
+            DataType::I8 | DataType::U8 | DataType::Bool => 1,
+        }
     }
 }
 
@@ -91,7 +100,9 @@ pub(super) enum Attribute<'a> {
 
 /// One ONNX graph under construction.
 pub struct Graph {
+    /// All but the initialisers.
     proto: GraphProto,
+    initialisers: Spool,
     inputs: Vec<Value>,
     outputs: Vec<Value>,
     names: BTreeSet<String>,
@@ -126,6 +137,7 @@ impl Graph {
         let proto = GraphProto { name: name.into(), doc_string: doc.into(), ..GraphProto::default() };
         Self {
             proto,
+            initialisers: Spool::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
             names: BTreeSet::new(),
@@ -261,22 +273,24 @@ impl Graph {
         &self.outputs
     }
 
-    fn constant(&mut self, name: &str, shape: &[usize], data_type: DataType, raw: Vec<u8>, count: usize) -> Value {
+    /// An initialiser, whose elements come in pieces of their bytes: no second copy of a large table is made.
+    fn constant(&mut self, name: &str, shape: &[usize], data_type: DataType, count: usize, pieces: Pieces) -> Value {
         assert_eq!(count, shape.iter().product::<usize>(), "{name}: {shape:?} does not hold {count} elements");
-        let digest = (raw.len() >= SHARED_BYTES).then(|| Sha256::digest(&raw).into());
+        let bytes = count * data_type.bytes();
+        let digest = (bytes >= SHARED_BYTES).then(|| {
+            let mut digest = Sha256::new();
+            pieces(&mut |piece| digest.update(piece));
+            digest.finalize().into()
+        });
         if let Some(same) = digest.and_then(|digest| self.large.get(&digest))
             && (same.data_type, same.shape.as_slice()) == (data_type, shape)
         {
             return same.clone();
         }
         let name = self.unique(name);
-        self.proto.initializer.push(TensorProto {
-            name: name.clone(),
-            dims: shape.iter().map(|&n| n as i64).collect(),
-            data_type: data_type.onnx(),
-            raw_data: raw,
-            ..TensorProto::default()
-        });
+        let dims = shape.iter().map(|&n| n as i64).collect();
+        let tensor = TensorProto { name: name.clone(), dims, data_type: data_type.onnx(), ..TensorProto::default() };
+        self.initialisers.add(&tensor, bytes, pieces);
         let value = Value { name, shape: shape.into(), data_type };
         if let Some(digest) = digest {
             self.large.insert(digest, value.clone());
@@ -285,29 +299,24 @@ impl Graph {
     }
 
     pub fn constant_f32(&mut self, name: &str, shape: &[usize], data: &[f32]) -> Value {
-        let raw = data.iter().flat_map(|x| x.to_le_bytes()).collect();
-        self.constant(name, shape, DataType::F32, raw, data.len())
+        self.constant(name, shape, DataType::F32, data.len(), &in_pieces(data, f32::to_le_bytes))
     }
 
     /// Rounds to half precision; pair with [`Graph::cast`] to compute in single precision.
     pub fn constant_f16(&mut self, name: &str, shape: &[usize], data: &[f32]) -> Value {
-        let raw = data.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
-        self.constant(name, shape, DataType::F16, raw, data.len())
+        self.constant(name, shape, DataType::F16, data.len(), &in_pieces(data, |x| f16::from_f32(x).to_le_bytes()))
     }
 
     pub fn constant_i64(&mut self, name: &str, shape: &[usize], data: &[i64]) -> Value {
-        let raw = data.iter().flat_map(|x| x.to_le_bytes()).collect();
-        self.constant(name, shape, DataType::I64, raw, data.len())
+        self.constant(name, shape, DataType::I64, data.len(), &in_pieces(data, i64::to_le_bytes))
     }
 
     pub fn constant_i8(&mut self, name: &str, shape: &[usize], data: &[i8]) -> Value {
-        let raw = data.iter().map(|&x| x as u8).collect();
-        self.constant(name, shape, DataType::I8, raw, data.len())
+        self.constant(name, shape, DataType::I8, data.len(), &in_pieces(data, i8::to_le_bytes))
     }
 
-    pub fn constant_u8(&mut self, name: &str, shape: &[usize], data: Vec<u8>) -> Value {
-        let count = data.len();
-        self.constant(name, shape, DataType::U8, data, count)
+    pub fn constant_u8(&mut self, name: &str, shape: &[usize], data: &[u8]) -> Value {
+        self.constant(name, shape, DataType::U8, data.len(), &|sink| sink(data))
     }
 
     pub fn scalar(&mut self, value: f32) -> Value {
@@ -376,22 +385,31 @@ impl Graph {
     }
 
     /// The whole file.
-    pub fn encode(self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// When the disk for temporary files is full, at whatever tensor that was.
+    pub fn encode(self) -> std::io::Result<OnnxFile> {
         let mut opset_import = vec![OperatorSetIdProto { domain: String::new(), version: OPSET }];
         if self.microsoft {
             opset_import.push(OperatorSetIdProto { domain: MICROSOFT.into(), version: 1 });
         }
-        let model = ModelProto {
+        let GraphProto { node, name, doc_string, input, output, .. } = self.proto;
+        // In two halves: fields stand in the order of their numbers, with the initialisers in between.
+        let start = ModelProto {
             ir_version: IR_VERSION,
-            opset_import,
             producer_name: "sa-export".into(),
             producer_version: env!("CARGO_PKG_VERSION").into(),
             model_version: 1,
-            doc_string: self.proto.doc_string.clone(),
-            metadata_props: self.metadata.into_iter().map(|(key, value)| StringStringEntryProto { key, value }).collect(),
-            graph: Some(self.proto),
+            doc_string: doc_string.clone(),
             ..ModelProto::default()
         };
-        model.encode_to_vec()
+        let end = ModelProto {
+            opset_import,
+            metadata_props: self.metadata.into_iter().map(|(key, value)| StringStringEntryProto { key, value }).collect(),
+            ..ModelProto::default()
+        };
+        let graph_start = GraphProto { node, name, ..GraphProto::default() };
+        let graph_end = GraphProto { doc_string, input, output, ..GraphProto::default() };
+        self.initialisers.finish((start, graph_start), (end, graph_end))
     }
 }

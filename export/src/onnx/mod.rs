@@ -3,11 +3,13 @@
 //!
 //! Opset 17, IR 8, fixed shapes, default domain only (but for 4-bit weights): what tract runs fast, and what ONNX Runtime and Netron read.
 
+mod file;
 mod graph;
 mod linear;
 mod ops;
 mod proto;
 
+pub use file::OnnxFile;
 pub use graph::{DataType, Graph, Layer, Value};
 #[cfg(test)]
 use linear::widened_blocks;

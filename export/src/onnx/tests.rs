@@ -16,9 +16,16 @@ fn noise(count: usize, seed: u32) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
+fn encoded(graph: Graph) -> Vec<u8> {
+    let file = graph.encode().expect("written");
+    let bytes = std::fs::read(file.path()).expect("read");
+    assert_eq!(bytes.len(), file.bytes());
+    bytes
+}
+
 /// Runs a graph of f32 inputs and outputs.
 fn run(graph: Graph, inputs: &[(&[usize], &[f32])]) -> Vec<Vec<f32>> {
-    let bytes = graph.encode();
+    let bytes = encoded(graph);
     let plan = onnx().model_for_read(&mut &bytes[..]).and_then(|m| m.into_optimized()).and_then(|m| m.into_runnable());
     let inputs = inputs.iter().map(|(shape, data)| Tensor::from_shape(shape, data).expect("fits").into()).collect();
     let outputs = plan.expect("tract loads it").run(inputs).expect("runs");
@@ -130,7 +137,7 @@ fn large_weights_are_split_and_joined_in_order() {
     let input = graph.input("x", DataType::F32, &[1, k]);
     let output = graph.linear(&input, &w, None, Precision::Int8);
     graph.output("y", &output);
-    let model = ModelProto::decode(&graph.encode()[..]).expect("well formed").graph.expect("a graph");
+    let model = ModelProto::decode(&encoded(graph)[..]).expect("well formed").graph.expect("a graph");
     let parts: Vec<i64> =
         model.initializer.iter().filter(|t| t.name.starts_with("weight") && t.dims.len() == 2).map(|t| t.dims[1]).collect();
     assert_eq!(parts, [512, 512, 76]);
@@ -148,7 +155,7 @@ fn parts_of_very_wide_layers_stay_below_the_limit() {
     let x = graph.input("x", DataType::F32, &[1, k]);
     let y = graph.linear(&x, &noise(n * k, 22), None, Precision::Int8);
     graph.output("y", &y);
-    let model = ModelProto::decode(&graph.encode()[..]).expect("well formed").graph.expect("a graph");
+    let model = ModelProto::decode(&encoded(graph)[..]).expect("well formed").graph.expect("a graph");
     let parts: Vec<i64> =
         model.initializer.iter().filter(|t| t.name.starts_with("weight") && t.dims.len() == 2).map(|t| t.dims[1]).collect();
     assert_eq!(parts, [55, 55, 20]);
@@ -187,7 +194,7 @@ fn the_runtime_knows_an_8_bit_layer_when_it_sees_one() {
         let x = graph.input("x", DataType::F32, &[1, 5, inputs]);
         let y = graph.linear(&x, &noise(inputs * outputs, 16), None, Precision::Int8);
         graph.output("y", &y);
-        let mut graph = ModelProto::decode(&graph.encode()[..]).expect("well formed").graph.expect("a graph");
+        let mut graph = ModelProto::decode(&encoded(graph)[..]).expect("well formed").graph.expect("a graph");
         assert_eq!(graph.node.iter().filter(|node| node.op_type == "MatMulInteger").count(), parts);
         sa_device::engine::tract::fuse(&mut graph);
         assert_eq!(graph.node.iter().map(|node| node.op_type.as_str()).collect::<Vec<_>>(), ["SaInt8Linear", "Identity"]);
@@ -263,7 +270,7 @@ fn names_are_unique_and_read_like_paths() {
     let z = graph.scope("block.0", |g| g.scope("norm", |g| g.rms_norm(&y, &[1.0, 1.0], 1e-6)));
     graph.output("z", &z);
     assert_eq!((graph.inputs()[0].name(), graph.outputs()[0].shape()), ("x", &[2, 2][..]));
-    let model = ModelProto::decode(&graph.encode()[..]).expect("well formed");
+    let model = ModelProto::decode(&encoded(graph)[..]).expect("well formed");
     assert_eq!((model.producer_name.as_str(), model.metadata_props[0].key.as_str()), ("sa-export", "stage"));
     let graph = model.graph.expect("a graph");
     assert_eq!(graph.doc_string, "what it is for");

@@ -5,7 +5,7 @@ use crate::graphs::{self, StageGraph};
 use crate::onnx::Precision;
 use crate::weights::{Weights, WeightsError};
 use burn::module::Module;
-use sa_device::engine::Tract;
+use sa_device::engine::{Engine, Tract};
 use sa_models::decoder::DecoderConfig;
 use sa_models::train::checkpoint;
 use serde::Serialize;
@@ -37,16 +37,17 @@ fn ids(count: usize, below: usize, seed: u32) -> Vec<i64> {
     noise(count, seed).iter().map(|x| ((x + 0.5) * below as f32) as i64).collect()
 }
 
-fn runner(graph: &StageGraph) -> Runner {
-    Runner::new(&Tract, graph).expect("tract loads the graph")
+fn runner(engine: &dyn Engine, graph: &StageGraph) -> Runner {
+    Runner::new(engine, graph).expect("the engine loads the graph")
 }
 
+/// Widths are multiples of a block of 4-bit weights, here and below.
 fn tiny_tokenizer() -> (TokenizerConfig, Tokenizer) {
     let config = TokenizerConfig {
-        width: 16,
+        width: 32,
         layers: 2,
         heads: 2,
-        feed_forward: 24,
+        feed_forward: 64,
         kernel: 5,
         left_chunks: 2,
         phones: 6,
@@ -60,12 +61,11 @@ fn tiny_tokenizer() -> (TokenizerConfig, Tokenizer) {
     (config, network)
 }
 
-#[test]
-fn tokenizer_graph_is_the_network_chunk_by_chunk() {
+fn tokenizer_graph_is_the_network(engine: &dyn Engine) {
     let (config, network) = tiny_tokenizer();
     let weights = saved(&network, &config, checkpoint::Precision::F32);
     let graph = graphs::tokenizer::draw(&config, &weights, Precision::Fp32, true).expect("drawn");
-    let mut runner = runner(&graph);
+    let mut runner = runner(engine, &graph);
     // Seven chunks: the context of two is filled and rolls on.
     let audio = noise(7 * config.chunk_samples() - 100, 2);
     let first = tokenizer(&network, &config, &mut runner, &audio).expect("ran");
@@ -77,31 +77,45 @@ fn tokenizer_graph_is_the_network_chunk_by_chunk() {
 }
 
 #[test]
-fn decoder_graph_is_the_network_chunk_by_chunk() {
-    let config = DecoderConfig { units: 20, dimension: 16, feed_forward: 24, unit_blocks: 2, frame_blocks: 2, ..DecoderConfig::default() };
+fn tokenizer_graph_is_the_network_chunk_by_chunk() {
+    tokenizer_graph_is_the_network(&Tract);
+}
+
+fn tiny_decoder() -> (DecoderConfig, Decoder) {
+    let config = DecoderConfig { units: 20, dimension: 32, feed_forward: 64, unit_blocks: 2, frame_blocks: 2, ..DecoderConfig::default() };
     let network = Decoder::new(&config, &device(4));
+    (config, network)
+}
+
+fn decoder_graph_is_the_network(engine: &dyn Engine) {
+    let (config, network) = tiny_decoder();
     let weights = saved(&network, &config, checkpoint::Precision::F32);
     let initial = decoder_state(&network);
     let graph = graphs::decoder::draw(&config, &weights, Precision::Fp32, initial).expect("drawn");
-    let mut runner = runner(&graph);
+    let mut runner = runner(engine, &graph);
     for seed in 5..7 {
         let distance = decoder(&network, &mut runner, &ids(16, config.units + 1, seed)).expect("ran");
         assert!(distance.error() < FP32_BUDGET, "{}", distance.error());
     }
 }
 
+#[test]
+fn decoder_graph_is_the_network_chunk_by_chunk() {
+    decoder_graph_is_the_network(&Tract);
+}
+
 fn tiny_lm() -> (lm::Config, Network) {
     let config = lm::Config {
         group: 3,
         unit_embedding_size: 4,
-        hidden_size: 16,
-        intermediate_size: 24,
+        hidden_size: 32,
+        intermediate_size: 64,
         num_hidden_layers: 2,
         num_attention_heads: 4,
         num_key_value_heads: 2,
         head_dim: 8,
         max_position_embeddings: 64,
-        head: lm::config::HeadConfig { num_hidden_layers: 1, num_attention_heads: 2, head_dim: 8, intermediate_size: 20 },
+        head: lm::config::HeadConfig { num_hidden_layers: 1, num_attention_heads: 2, head_dim: 16, intermediate_size: 32 },
         ..lm::Config::nano(40, 7)
     };
     let network = Network::new(&config, &device(8));
@@ -119,12 +133,11 @@ fn sequence(config: &lm::Config, length: usize, seed: u32) -> Vec<Item> {
         .collect()
 }
 
-#[test]
-fn lm_and_head_graphs_are_the_network_position_by_position() {
+fn lm_and_head_graphs_are_the_network(engine: &dyn Engine) {
     let (config, network) = tiny_lm();
     let weights = saved(&network, &config, checkpoint::Precision::F32);
-    let mut trunk = runner(&graphs::lm::draw(&config, &weights, Precision::Fp32).expect("drawn"));
-    let mut head = runner(&graphs::head::draw(&config, &weights, Precision::Fp32).expect("drawn"));
+    let mut trunk = runner(engine, &graphs::lm::draw(&config, &weights, Precision::Fp32).expect("drawn"));
+    let mut head = runner(engine, &graphs::head::draw(&config, &weights, Precision::Fp32).expect("drawn"));
     // To the last row of the cache, then anew.
     for (length, seed) in [(config.max_position_embeddings, 9), (10, 10)] {
         let items = sequence(&config, length, seed);
@@ -136,11 +149,45 @@ fn lm_and_head_graphs_are_the_network_position_by_position() {
 }
 
 #[test]
+fn lm_and_head_graphs_are_the_network_position_by_position() {
+    lm_and_head_graphs_are_the_network(&Tract);
+}
+
+/// Pieces of one layer each, one after another, are the whole: what each is given and gives back, and its share of the cache.
+#[test]
+fn a_trunk_in_pieces_is_the_trunk() {
+    let (config, network) = tiny_lm();
+    let weights = saved(&network, &config, checkpoint::Precision::F32);
+    let mut whole = runner(&Tract, &graphs::lm::draw(&config, &weights, Precision::Fp32).expect("drawn"));
+    let tokens = ids(20, config.vocab_size, 13);
+    let mut rows = vec![Vec::new(); tokens.len()];
+    let pieces = graphs::lm::pieces(&config, 1);
+    assert_eq!(pieces.len(), config.num_hidden_layers);
+    for piece in &pieces {
+        let graph = graphs::lm::draw_piece(&config, &weights, Some(&weights), piece, Precision::Fp32).expect("drawn");
+        let mut part = runner(&Tract, &graph);
+        for (position, row) in rows.iter_mut().enumerate() {
+            let none = vec![0; config.group];
+            let at = ("position", &[position as i64][..]);
+            let outputs = match piece.is_first() {
+                true => part.step(&[("is_group", &[0.0])], &[("token", &[tokens[position]]), ("units", &none), at]),
+                false => part.step(&[("x", row)], &[at]),
+            };
+            *row = outputs.and_then(|outputs| outputs.f32(if piece.is_last() { "logits" } else { "y" })).expect("ran");
+        }
+    }
+    for (position, (token, logits)) in tokens.into_iter().zip(rows).enumerate() {
+        assert_eq!(logits, lm_step(&mut whole, config.group, &Item::Token(token), position).expect("ran").0);
+    }
+    assert_eq!(graphs::lm::pieces(&config, graphs::lm::weights(&config)).len(), 1);
+}
+
+#[test]
 fn a_trunk_without_speech_is_the_trunk_on_text() {
     let (config, network) = tiny_lm();
     let weights = saved(&network, &config, checkpoint::Precision::F32);
-    let mut whole = runner(&graphs::lm::draw(&config, &weights, Precision::Fp32).expect("drawn"));
-    let mut text = runner(&graphs::lm::draw_parts(&config, &weights, None, Precision::Fp32).expect("drawn"));
+    let mut whole = runner(&Tract, &graphs::lm::draw(&config, &weights, Precision::Fp32).expect("drawn"));
+    let mut text = runner(&Tract, &graphs::lm::draw_parts(&config, &weights, None, Precision::Fp32).expect("drawn"));
     for (position, token) in ids(20, config.vocab_size, 13).into_iter().enumerate() {
         let expected = lm_step(&mut whole, config.group, &Item::Token(token), position).expect("ran");
         assert_eq!(text_step(&mut text, token, position).expect("ran"), expected);
@@ -151,7 +198,7 @@ fn a_trunk_without_speech_is_the_trunk_on_text() {
 fn rows_beyond_the_position_are_not_seen() {
     let (config, network) = tiny_lm();
     let weights = saved(&network, &config, checkpoint::Precision::F32);
-    let mut runner = runner(&graphs::lm::draw(&config, &weights, Precision::Fp32).expect("drawn"));
+    let mut runner = runner(&Tract, &graphs::lm::draw(&config, &weights, Precision::Fp32).expect("drawn"));
     let items = sequence(&config, 12, 11);
     let expected = lm_step(&mut runner, config.group, &items[0], 0).expect("ran");
     for (position, item) in items.iter().enumerate() {
@@ -161,16 +208,88 @@ fn rows_beyond_the_position_are_not_seen() {
     assert_eq!(lm_step(&mut runner, config.group, &items[0], 0).expect("ran"), expected);
 }
 
-#[test]
-fn quantised_graphs_are_near() {
+/// Forms with the relative error that random networks of this size may have in them.
+const FORMS: [(Precision, f64); 4] =
+    [(Precision::Fp16, 2e-3), (Precision::Int8Weights, 0.05), (Precision::Int8, 0.1), (Precision::Int4, 0.3)];
+
+fn is_near(stage: &str, precision: Precision, error: f64, budget: f64) {
+    assert!(error < budget, "{stage} in {precision}: {error}");
+    assert!(error > 0.0, "the {stage} in {precision} is exact: it is not in that form");
+}
+
+fn quantised_lm_is_near(engine: &dyn Engine) {
     let (config, network) = tiny_lm();
     let weights = saved(&network, &config, checkpoint::Precision::F32);
-    for (precision, budget) in [(Precision::Fp16, 2e-3), (Precision::Int8Weights, 0.05), (Precision::Int8, 0.1)] {
-        let mut trunk = runner(&graphs::lm::draw(&config, &weights, precision).expect("drawn"));
-        let mut head = runner(&graphs::head::draw(&config, &weights, precision).expect("drawn"));
+    for (precision, budget) in FORMS {
+        let mut trunk = runner(engine, &graphs::lm::draw(&config, &weights, precision).expect("drawn"));
+        let mut head = runner(engine, &graphs::head::draw(&config, &weights, precision).expect("drawn"));
         let (text, units) = lm(&network, &config, &mut trunk, &mut head, &sequence(&config, 20, 12)).expect("ran");
-        assert!(text.error() < budget && units.error() < budget, "{precision}: {} {}", text.error(), units.error());
-        assert!(text.error() > 0.0, "{precision} is not exact");
+        is_near("lm", precision, text.error(), budget);
+        is_near("head", precision, units.error(), budget);
+    }
+}
+
+fn quantised_tokenizer_is_near(engine: &dyn Engine) {
+    let (config, network) = tiny_tokenizer();
+    let weights = saved(&network, &config, checkpoint::Precision::F32);
+    let audio = noise(5 * config.chunk_samples(), 14);
+    for (precision, budget) in FORMS {
+        let graph = graphs::tokenizer::draw(&config, &weights, precision, true).expect("drawn");
+        let mut runner = match Runner::new(engine, &graph) {
+            Ok(runner) => runner,
+            // tract 0.23 slices the 4-bit weights of what is kept for the next chunk. That is told, and not passed on.
+            Err(RunError::Engine { .. }) if (engine.name(), precision) == ("tract", Precision::Int4) => continue,
+            Err(error) => panic!("{precision}: {error}"),
+        };
+        let distance = tokenizer(&network, &config, &mut runner, &audio).expect("ran");
+        is_near("tokenizer", precision, distance.error(), budget);
+    }
+}
+
+fn quantised_decoder_is_near(engine: &dyn Engine) {
+    let (config, network) = tiny_decoder();
+    let weights = saved(&network, &config, checkpoint::Precision::F32);
+    for (precision, budget) in FORMS {
+        let graph = graphs::decoder::draw(&config, &weights, precision, decoder_state(&network)).expect("drawn");
+        let distance = decoder(&network, &mut runner(engine, &graph), &ids(16, config.units + 1, 15)).expect("ran");
+        is_near("decoder", precision, distance.error(), budget);
+    }
+}
+
+#[test]
+fn quantised_graphs_are_near() {
+    quantised_lm_is_near(&Tract);
+    quantised_tokenizer_is_near(&Tract);
+    quantised_decoder_is_near(&Tract);
+}
+
+/// The same on the second engine; `tests/run.sh` runs these where its library is.
+mod on_ort {
+    use super::*;
+    use sa_device::engine::{EngineName, Wish};
+
+    fn ort() -> Box<dyn Engine> {
+        let library = std::env::var_os("SA_ORT_LIBRARY").map(Into::into);
+        let wish = Wish { engine: EngineName::Ort, library, ..Wish::default() };
+        wish.open(|_| ()).expect("SA_ORT_LIBRARY names the library of ONNX Runtime")
+    }
+
+    #[test]
+    #[ignore = "needs the library of ONNX Runtime"]
+    fn the_fp32_graphs_are_the_networks() {
+        let engine = ort();
+        tokenizer_graph_is_the_network(&*engine);
+        decoder_graph_is_the_network(&*engine);
+        lm_and_head_graphs_are_the_network(&*engine);
+    }
+
+    #[test]
+    #[ignore = "needs the library of ONNX Runtime"]
+    fn quantised_graphs_are_near() {
+        let engine = ort();
+        quantised_lm_is_near(&*engine);
+        quantised_tokenizer_is_near(&*engine);
+        quantised_decoder_is_near(&*engine);
     }
 }
 
