@@ -3,7 +3,7 @@
 
     onnx_bundle.py BUNDLE...
 
-Every graph must pass onnx.checker with shape inference and make one step in plain Python onnxruntime, with inputs and
+Every graph that a bundle has must pass onnx.checker with shape inference and make one step in plain Python onnxruntime, with inputs and
 outputs as bundle.toml declares them. Needs onnx and onnxruntime (tests/setup.sh test installs both).
 """
 
@@ -16,7 +16,6 @@ import onnx
 import onnxruntime
 
 TYPES = {"f32": numpy.float32, "i64": numpy.int64}
-STAGES = ["tokenizer", "lm", "head", "decoder"]
 
 
 def graph_runs(folder, stage):
@@ -48,7 +47,10 @@ def main():
     for folder in sys.argv[1:] or sys.exit(__doc__):
         with open(os.path.join(folder, "bundle.toml"), "rb") as file:
             stages = tomllib.load(file)["stage"]
-        for name in STAGES:
+        if not stages:
+            failed = True
+            print(f"{folder}: no stage at all")
+        for name in stages:
             try:
                 print(f"{folder} {name}: good ONNX, one step in onnxruntime {onnxruntime.__version__}: {graph_runs(folder, stages[name])}")
             except Exception as error:  # whatever it is, the other graphs are looked at as well

@@ -9,6 +9,8 @@ greedily. Then bundles with and without speech weights, the quantised forms, and
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import tomllib
 from pathlib import Path
@@ -133,14 +135,31 @@ def check_bundles(case, scratch, binaries):
     for engine in reference.engines():
         assert f"loads and runs on {engine}" in run(binaries / "sa-export", "--verify", bundle).stdout
     assert "tokens of tokenizer.json" in run(binaries / "sa-export", "--inspect", bundle).stdout
-    for kind in ["group", "linear"]:
+    made = []
+    for kind in ["group", "depth", "linear"]:
         speech(scratch / kind, kind)
-        run(binaries / "sa-export", "--qwen", case, "--speech", scratch / kind, "--context", 256, "--output", bundle)
-        said = run(binaries / "sa-export", "--verify", bundle).stdout
+        # Random networks decide by a hair: what counts is the error of the values.
+        for form, most in [("fp32", 0), ("fp16", 5e-3), ("int8", 0.1), ("int4", 0.5)]:
+            made.append(scratch / f"{kind}-{form}")
+            run(
+                binaries / "sa-export", "--qwen", case, "--speech", scratch / kind, "--context", 128, "--precision", f"lm={form},head={form}",
+                "--force", "--output", made[-1],
+            )
+            for stage in ["lm", "head"]:
+                figures = reference.measured(made[-1], stage)
+                assert (0 < figures["error"] <= most) or form == "fp32" and figures["error"] == 0, (kind, form, stage, figures)
+            nats = [reference.measured(made[-1], "lm")[key] for key in ["cross_entropy", "fp32_cross_entropy"]]
+            assert abs(nats[0] - nats[1]) <= 2 * most and (nats[0] == nats[1]) == (form == "fp32"), (kind, form, nats)
+        said = run(binaries / "sa-export", "--verify", made[-1]).stdout
         assert all(f"{stage}: loads and runs on tract" in said for stage in ["lm", "head"]), said
+    reference.check_onnx(*made)
+    alone = subprocess.run(
+        [binaries / "sa-export", "--qwen", case, "--context", "128", "--ort-library", "/nowhere", "--output", bundle], capture_output=True, text=True,
+    )
+    assert alone.returncode == 0 and "on ort: left out (" in alone.stdout and "/nowhere" in alone.stdout, alone.stdout + alone.stderr
     for engine in reference.engines():
         run(binaries / "sa-export", "--qwen", case, "--context", 256, "--int8", "--engine", engine, "--output", bundle)
-        assert tomllib.loads((bundle / "bundle.toml").read_text())["measured"]["engine"] == engine
+        assert reference.measured(bundle, "lm")["engine"] == engine
     forced = run(binaries / "sa-export", "--qwen", case, "--context", 256, "--int4", "lm", "--force", "--output", bundle).stdout
     assert "int4" in forced and "weights of model.layers" in forced, forced
     assert "worst_layers" in (bundle / "bundle.toml").read_text()
@@ -151,6 +170,10 @@ def check_bundles(case, scratch, binaries):
     rng = np.random.default_rng(8)
     words = "turn the light on in the kitchen what time is it".split()
     (texts / "said.txt").write_text(" ".join(rng.choice(words, 600)))
+    on_text = scratch / "on-text"
+    said = run(binaries / "sa-export", "--qwen", case, "--context", 256, "--fp16", "--samples", texts, "--output", on_text).stdout
+    assert f"200 tokens of the texts in {texts}" in said, said
+    check_cross_entropy(case, on_text, (texts / "said.txt").read_text())
     error = lambda: tomllib.loads((bundle / "bundle.toml").read_text())["measured"]["lm"]["error"]
     plain = error()
     run(*export, "--calibrate", texts)
@@ -171,11 +194,46 @@ def check_bundles(case, scratch, binaries):
 def check_damage(case, scratch, binaries):
     """Readers on damaged files; one file of each kind."""
     files = [case / name for name in ["config.json", "tokenizer.json", "model.safetensors"]]
-    speech(scratch / "depth", "depth")
     files += [scratch / kind / "config.json" for kind in ["group", "depth"]]
     files += [scratch / "bundle" / name for name in ["bundle.toml", "tokenizer.json", "lm.onnx"]]
     files.append(Path(__file__).parents[2] / "models/pretrained/nano/checkpoint/vocabulary.txt")
     reference.damage(binaries, 20, scratch, *files)
+
+
+def check_cross_entropy(case, bundle, text):
+    """What a token of a given text costs is what transformers says."""
+    tokens = Tokenizer.from_file(str(case / "tokenizer.json")).encode(text, add_special_tokens=False).ids[:200]
+    tokens = torch.tensor(tokens)[None]
+    with torch.no_grad():
+        expected = Qwen2ForCausalLM.from_pretrained(case)(tokens, labels=tokens).loss.item()
+    figures = reference.measured(bundle, "lm")
+    assert abs(figures["fp32_cross_entropy"] - expected) < 2e-3 * expected, (figures, expected)
+    print(f"cross-entropy of a text: {figures['fp32_cross_entropy']:.3f} nats a token, in transformers {expected:.3f}")
+
+
+def check_memory(scratch, binaries):
+    """The export needs about twice the checkpoint's memory, beside what the program needs for a small one."""
+    def peak(name, sizes, *options):
+        folder = scratch / name
+        if not folder.exists():
+            folder.mkdir()
+            model = make(dict(tie_word_embeddings=True, **sizes))
+            save(folder, name, model.to(torch.bfloat16))
+        command = [binaries / "sa-export", "--qwen", folder, "--context", 128, "--output", scratch / "measured", *options]
+        # By a small program in between: what is started here begins with the memory of this one, PyTorch and all.
+        launch = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+        launch += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+        done = run(sys.executable, "-I", "-c", launch, *command)
+        return int(done.stdout) / 1024, (folder / "model.safetensors").stat().st_size / 2**20
+
+    # A quarter of the weights is the embedding, as in Qwen2.5-0.5B.
+    large = dict(hidden_size=512, intermediate_size=2816, num_hidden_layers=14, num_attention_heads=8, num_key_value_heads=2, vocab_size=48_000)
+    for options in [["--int8"], ["--int8", "--engine", "ort"]][: len(reference.engines())]:
+        # Any loss is within this budget: random weights are not what is looked at.
+        options += ["--budget", "lm=0"]
+        (small, _), (most, shard) = peak("small", {}, *options), peak("large", large, *options)
+        print(f"memory of {' '.join(options)}: {most - small:.0f} MB more than for a small checkpoint, {(most - small) / shard:.2f} times its {shard:.0f} MB")
+        assert most - small <= 2.3 * shard, (most, small, shard)
 
 
 def check_refusals(case, scratch, binaries):
@@ -233,6 +291,7 @@ def main():
             check(case, name, model, options.bin)
         check_bundles(scratch / "tied", scratch, options.bin)
         check_damage(scratch / "tied", scratch, options.bin)
+        check_memory(scratch, options.bin)
         check_refusals(scratch / "tied", scratch, options.bin)
     print("Qwen2: all layouts agree with transformers")
 

@@ -5,6 +5,7 @@ import glob
 import os
 import subprocess
 import sys
+import tomllib
 import types
 import warnings
 
@@ -19,12 +20,49 @@ sys.modules["torch.distributed.fsdp"] = torch.distributed.fsdp = unused
 
 # The second engine is the library inside of the wheel.
 libraries = glob.glob(os.path.join(os.path.dirname(onnxruntime.__file__), "capi", "libonnxruntime.so.1.*"))
-os.environ.setdefault("ORT_DYLIB_PATH", next(iter(libraries), ""))
+if libraries:
+    os.environ.setdefault("ORT_DYLIB_PATH", libraries[0])
+
+# Where all must run (CI), what is left out is a failure.
+ALL = os.environ.get("SA_TEST_ALL") == "1"
+
+
+def left_out(what):
+    if ALL:
+        sys.exit(f"left out, where SA_TEST_ALL asks for all: {what}")
+    print(f"left out: {what}")
 
 
 def engines():
     """Engines that graphs are run on."""
-    return ["tract", "ort"] if os.environ["ORT_DYLIB_PATH"] else ["tract"]
+    return ["tract", "ort"] if os.environ.get("ORT_DYLIB_PATH") else ["tract"]
+
+
+if len(engines()) < 2:
+    left_out("the second engine, for there is no libonnxruntime.so in the wheel of onnxruntime, and ORT_DYLIB_PATH names none")
+
+
+def check_onnx(*bundles):
+    """The graphs of bundles in onnx.checker and in plain onnxruntime; both live in an environment of their own (tests/setup.sh test)."""
+    python = os.environ.get("SA_ONNX_PYTHON")
+    if not python:
+        return left_out("onnx.checker on what was exported; SA_ONNX_PYTHON names a Python that has it")
+    checker = os.path.join(os.path.dirname(__file__), "..", "onnx_bundle.py")
+    done = subprocess.run([python, checker, *map(str, bundles)], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{done.stdout}{done.stderr}")
+    graphs = [line for line in done.stdout.splitlines() if "good ONNX" in line]
+    assert len(graphs) >= len(bundles), done.stdout
+    print(f"onnx.checker and plain onnxruntime: {len(graphs)} graphs of {len(bundles)} bundles are good")
+
+
+def measured(bundle, stage):
+    """The figures of a bundle's stage; those of the second engine must be there where it is."""
+    figures = tomllib.loads((bundle / "bundle.toml").read_text())["measured"][stage]
+    other = "tract" if figures["engine"] == "ort" else "ort"
+    wanted = ["step_ms", "fp32_step_ms"] + ([f"{other}_step_ms"] if other in engines() else [])
+    assert all(isinstance(figures.get(key), float) and figures[key] > 0 for key in wanted), (wanted, figures)
+    return figures
 
 
 def run(*command, fails=False):

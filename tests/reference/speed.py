@@ -91,7 +91,7 @@ def main():
         print("| engine | form | ms for 10 s | times PyTorch fp32 | relative L2 |\n|---|---|---|---|---|")
         print(f"| PyTorch {torch.__version__} | fp32 | {torch_ms:.0f} | 1.00 | |")
         for engine in reference.engines():
-            for form in [[], ["--int8"]]:
+            for form in [[], ["--form", "int8"]]:
                 done = subprocess.run(
                     [options.bin / "parity", "hubert", "--engine", engine, "--hubert", scratch / "base", "--kmeans", scratch / "kmeans.npy",
                      "--layer", str(layer), "--audio", scratch / "audio.npy", "--features", scratch / "features.npy",

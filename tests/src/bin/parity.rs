@@ -1,11 +1,14 @@
 //! `parity hubert`, `parity hifigan` and `parity qwen`: runs the exporter's graph of a public checkpoint on an engine and compares it with
-//! what a reference implementation computed. Prints one JSON object; `tests/reference/*.py` make the files and judge the figures.
+//! what a reference implementation computed. `parity stream`: what a bundle's tokenizer or decoder gives chunk by chunk. Prints one JSON
+//! object; `tests/reference/*.py` make the files and judge the figures.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
+use sa_device::bundle::{Bundle, StageName};
 use sa_device::engine::{Engine, EngineName, Wish};
+use sa_export::compare::units_of;
 use sa_export::graphs::{hifigan, hubert, lm};
 use sa_export::import::arrays::{self, Array};
 use sa_export::import::hifigan::HifiGan;
@@ -21,6 +24,7 @@ enum Command {
     Hubert(HubertArgs),
     Hifigan(HifiGanArgs),
     Qwen(QwenArgs),
+    Stream(StreamArgs),
 }
 
 /// Where the graph runs.
@@ -69,7 +73,7 @@ struct QwenArgs {
     #[arg(long)]
     prompt: usize,
     /// fp32, fp16, int8-weights, int8 or int4
-    #[arg(long, default_value = "fp32", value_parser = |name: &str| inspect::precision(name).ok_or("unknown"))]
+    #[arg(long, default_value = "fp32", value_parser = form)]
     form: Precision,
     #[arg(long, default_value_t = 128)]
     context: usize,
@@ -92,12 +96,27 @@ struct HubertArgs {
     /// `[T, d]`, .npy: what the reference computed
     #[arg(long)]
     features: PathBuf,
-    /// Compute in 8 bits
-    #[arg(long)]
-    int8: bool,
+    /// fp32, fp16, int8-weights, int8 or int4
+    #[arg(long, default_value = "fp32", value_parser = form)]
+    form: Precision,
     /// Run so often; the median time is printed
     #[arg(long, default_value_t = 1)]
     repeat: usize,
+}
+
+#[derive(clap::Args)]
+struct StreamArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[arg(long)]
+    bundle: PathBuf,
+    /// `[n]`, .npy: samples for a tokenizer, units for a decoder; whole chunks
+    #[arg(long)]
+    input: PathBuf,
+}
+
+fn form(name: &str) -> Result<Precision, &'static str> {
+    inspect::precision(name).ok_or("unknown")
 }
 
 fn read(path: &Path) -> Result<Array> {
@@ -110,7 +129,27 @@ fn main() -> Result<()> {
         Command::Hubert(args) => compare_hubert(&args),
         Command::Hifigan(args) => compare_hifigan(&args),
         Command::Qwen(args) => compare_qwen(&args),
+        Command::Stream(args) => stream(&args),
     }
+}
+
+/// The units of a tokenizer or the samples of a decoder, from the initial state on.
+fn stream(args: &StreamArgs) -> Result<()> {
+    let (bundle, input) = (Bundle::open(&args.bundle)?, read(&args.input)?);
+    let engine = args.engine.open()?;
+    let stages = &bundle.manifest().stage;
+    let values: Vec<f32> = if let Some(entry) = &stages.tokenizer {
+        let mut runner = Runner::open(&*engine, &bundle, StageName::Tokenizer)?;
+        units_of(&mut runner, entry.chunk, &input.data)?.iter().map(|unit| *unit as f32).collect()
+    } else {
+        let mut runner = Runner::open(&*engine, &bundle, StageName::Decoder)?;
+        let units: Vec<i64> = input.data.iter().map(|unit| *unit as i64).collect();
+        let chunks = units.chunks_exact(stages.require(StageName::Decoder)?.chunk);
+        let audio = chunks.map(|units| runner.step(&[], &[("units", units)])?.f32("audio")).collect::<Result<Vec<_>, _>>()?;
+        audio.concat()
+    };
+    println!("{}", serde_json::json!({ "values": values }));
+    Ok(())
 }
 
 fn compare_hifigan(args: &HifiGanArgs) -> Result<()> {
@@ -156,8 +195,7 @@ fn compare_hubert(args: &HubertArgs) -> Result<()> {
     let hubert = Hubert::open(&args.hubert)?;
     let codebook = arrays::kmeans(&args.kmeans)?;
     let (audio, features) = (read(&args.audio)?, read(&args.features)?);
-    let precision = if args.int8 { Precision::Int8 } else { Precision::Fp32 };
-    let graph = hubert::draw_offline(&hubert, args.layer, Some(&codebook), audio.data.len(), precision)?;
+    let graph = hubert::draw_offline(&hubert, args.layer, Some(&codebook), audio.data.len(), args.form)?;
     let mut runner = Runner::new(&*args.engine.open()?, &graph)?;
     for _ in 1..args.repeat {
         runner.step(&[("audio", &audio.data)], &[])?;
