@@ -106,6 +106,13 @@ fn is_invalid(cli: &Cli, error: &Error) -> bool {
 }
 
 fn main() -> ExitCode {
+    // Tensors go back to the system as soon as they are free. By itself glibc would keep them for later, after the first that was: with a
+    // graph of a gigabyte, hundreds of megabytes.
+    // SAFETY: it sets a number, and no other thread is there yet.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+    }
     let cli = Cli::parse();
     if let Err(message) = cli.check() {
         Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit();
