@@ -11,7 +11,7 @@ const PAUSE: u8 = 1;
 const LOUD: u8 = 2;
 /// Frames behind an onset that count more: they decide how soon the answer stops.
 const EARLY: usize = 20;
-const EARLY_WEIGHT: f32 = 10.0;
+const EARLY_WEIGHT: f32 = 6.0;
 /// Frames at the beginning of a crop that do not count: the state begins at zero there.
 const SETTLING: usize = 40;
 /// Largest change of loudness that a crop is heard at, in features (half a power of ten of power).

@@ -201,7 +201,8 @@ impl Scene {
     /// A cough, a door, a click.
     fn bang(&mut self, rng: &mut ChaCha8Rng) {
         let (height, length, fade) = (rng.random_range(0.1..0.6f32), rng.random_range(500..6000), rng.random_range(200.0..1500.0f32));
-        let (dull, mut low) = (rng.random_range(0.05..1.0f32), 0.0);
+        // Duller than a hiss, which begins many words and is to be noticed.
+        let (dull, mut low) = (rng.random_range(0.05..0.4f32), 0.0);
         let sound: Vec<f32> = (0..length)
             .map(|i| {
                 low += dull * (rng.random_range(-1.0..1.0f32) - low);
