@@ -57,9 +57,10 @@ pub fn draw<'a>(
     let x = g.scope("final_norm", |g| g.layer_norm(&x, &weight, &bias, NORM_EPSILON));
     let (bins, width) = (config.bins(), config.head_width());
     let (weight, bias) = (weights.tensor("head.weight", &[width, d])?, weights.tensor("head.bias", &[width])?);
-    let spectrum: [Value; 2] = g.scope("head", |g| g.linear_in_parts(&x, &weight, &bias, precision)); // [8, bins] each
-    for (name, part) in ["log_magnitude", "phase"].into_iter().zip(&spectrum) {
-        let part = g.reshape(part, &[1, frames, bins]);
+    let spectrum = g.scope("head", |g| g.linear_in_parts(&x, &weight, &bias, 2, precision)); // [8, bins] each
+    for (i, name) in ["log_magnitude", "phase"].into_iter().enumerate() {
+        let part = spectrum.part(g, i);
+        let part = g.reshape(&part, &[1, frames, bins]);
         g.output(name, &part);
     }
 

@@ -249,9 +249,10 @@ fn block(graph: &mut Graph, hubert: &Hubert, layer: usize, x: &Value, precision:
 
     let attend = |g: &mut Graph, x: &Value| {
         g.scope(&format!("layers.{layer}.attention"), |g| {
-            let qkv: [Value; 3] = g.linear_in_parts(x, &product, &product_bias, precision); // [T, d] each
+            let qkv = g.linear_in_parts(x, &product, &product_bias, 3, precision); // [T, d] each
             let head = |g: &mut Graph, part: usize, order: &[usize]| {
-                let rows = g.reshape(&qkv[part], &[t, heads, width]);
+                let rows = qkv.part(g, part);
+                let rows = g.reshape(&rows, &[t, heads, width]);
                 g.transpose(&rows, order)
             };
             let (q, k, v) = (head(g, 0, &[1, 0, 2]), head(g, 1, &[1, 2, 0]), head(g, 2, &[1, 0, 2]));

@@ -150,9 +150,10 @@ fn block(
     let (norm1, norm1_bias) = (tensor("norm1.weight", &[d])?, tensor("norm1.bias", &[d])?);
     let attended = graph.scope("attention", |g| {
         let normed = g.layer_norm(&x, &norm1, &norm1_bias, NORM_EPSILON);
-        let qkv: [Value; 3] = g.linear_in_parts(&normed, &product, &product_bias, precision); // [T, d] each
+        let qkv = g.linear_in_parts(&normed, &product, &product_bias, 3, precision); // [T, d] each
         let heads = |g: &mut Graph, part: usize| {
-            let rows = g.reshape(&qkv[part], &[t, config.heads, config.head_width()]);
+            let rows = qkv.part(g, part);
+            let rows = g.reshape(&rows, &[t, config.heads, config.head_width()]);
             g.transpose(&rows, &[1, 0, 2]) // [H, T, h]
         };
         let (q, k, v) = (heads(g, 0), heads(g, 1), heads(g, 2));

@@ -175,6 +175,22 @@ fn split(outputs: usize, inputs: usize) -> Vec<std::ops::Range<usize>> {
     (0..outputs).step_by(most).map(|start| start..(start + most).min(outputs)).collect()
 }
 
+/// What [`Graph::linear_in_parts`] gives.
+pub enum Parts {
+    Joined { product: Value, width: usize },
+    Apart(Vec<Value>),
+}
+
+impl Parts {
+    /// One of them; cut out of the product where it is asked for.
+    pub fn part(&self, graph: &mut Graph, part: usize) -> Value {
+        match self {
+            Self::Joined { product, width } => graph.slice(product, 1, part * width, (part + 1) * width),
+            Self::Apart(products) => products[part].clone(),
+        }
+    }
+}
+
 impl Graph {
     /// `x · weightᵀ + bias` for `x` `[…, in]`, `weight` `[out, in]` (PyTorch's layout) and `bias` `[out]`.
     pub fn linear(&mut self, x: &Value, weight: &[f32], bias: Option<&[f32]>, precision: Precision) -> Value {
@@ -222,19 +238,15 @@ impl Graph {
         }
     }
 
-    /// A layer whose outputs are several things of the same width, each as a value of its own. One product, which is faster; but for 4 bits,
+    /// A layer over the rows of a matrix whose outputs are several things of the same width. One product, which is faster; but for 4 bits,
     /// where tract (0.23) would slice the weights in place of what the product gives, and panics: there each has its own.
-    pub fn linear_in_parts<const N: usize>(&mut self, x: &Value, weight: &[f32], bias: &[f32], precision: Precision) -> [Value; N] {
-        let (inputs, width) = (x.size(-1), bias.len() / N);
-        if precision == Precision::Int4 {
-            let part = |part: usize| part * width..(part + 1) * width;
-            return std::array::from_fn(|i| {
-                let rows = part(i);
-                self.linear(x, &weight[rows.start * inputs..rows.end * inputs], Some(&bias[rows]), precision)
-            });
+    pub fn linear_in_parts(&mut self, x: &Value, weight: &[f32], bias: &[f32], parts: usize, precision: Precision) -> Parts {
+        let (inputs, width) = (x.size(-1), bias.len() / parts);
+        if precision != Precision::Int4 {
+            return Parts::Joined { product: self.linear(x, weight, Some(bias), precision), width };
         }
-        let product = self.linear(x, weight, Some(bias), precision);
-        std::array::from_fn(|i| self.slice(&product, -1, i * width, (i + 1) * width))
+        let rows = weight.chunks_exact(width * inputs).zip(bias.chunks_exact(width));
+        Parts::Apart(rows.map(|(weight, bias)| self.linear(x, weight, Some(bias), precision)).collect())
     }
 
     /// A `[in, out]` matrix from `[out, in]` data, in single precision once loaded.
