@@ -3,7 +3,7 @@
 
     tests/figures.py PART... [--work DIR] [--limit N] [--trained CORPUS]...
 
-Parts: size, proofs, speed, text, noise, speech, units, wake; `all` for all of them. The test questions come from a corpus that
+Parts: size, proofs, speed, text, noise, speech, units, wake, rooms; `all` for all of them. The test questions come from a corpus that
 is made anew (seeded; its test sets have words and voices that no training run has seen), and are asked of the
 shipped bundle through `sa-agent talk`. Run it on a machine that does nothing else, or the times mean nothing.
 
@@ -283,23 +283,33 @@ def wake(work):
     bar(f"false accepts per hour of other talk ({told['false_accepts']} in {told['talk_hours']:.2f} h for each phrase)", f"{told['false_accepts_per_hour']:.2f}", "", None, command)
 
 
+def rooms(work):
+    """Simulated rooms in which voices that were never trained speak over the agent: how soon it is noticed."""
+    for flags, where in (["--usual"], "the room of the simulated conversations"), ([], "rooms of all kinds"):
+        told = json.loads(run([program("rooms"), corpus(work), "--split", "test", "--rooms", "60", "--seed", "9", *flags]))
+        command, noticed = "tests/figures.py rooms", told["noticed_ms"]
+        bar(f"a voice over the agent's noticed after, median and 99 % of {told['interruptions']}, {where}", f"{noticed['median']}, {noticed['99']} ms", "", None, command)
+        bar(f"noticed too late to stop within 0.2 s, {where}", f"{told['later_than_200_ms_percent']:.1f} %", "", None, command)
+        bar(f"answers held for nothing ({told['held_for_nothing']} of {told['answers']}), {where}", f"{100 * told['held_for_nothing'] / told['answers']:.1f} %", "", None, command)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", choices=["size", "proofs", "speed", "text", "noise", "speech", "units", "wake", "all"])
+    parser.add_argument("parts", nargs="+", choices=["size", "proofs", "speed", "text", "noise", "speech", "units", "wake", "rooms", "all"])
     parser.add_argument("--work", default=os.path.join(CACHE, "figures"), help="folder for corpus and answers, kept for the next run")
     parser.add_argument("--limit", type=int, help="at most so many questions of a set: quick and rough")
     parser.add_argument("--trained", action="append", metavar="CORPUS", help="a corpus of the training (runs/nano/corpus where it is there); may be given again")
     args = parser.parse_args()
-    parts = ["size", "proofs", "speed", "text", "noise", "speech", "units", "wake"] if "all" in args.parts else args.parts
+    parts = ["size", "proofs", "speed", "text", "noise", "speech", "units", "wake", "rooms"] if "all" in args.parts else args.parts
     os.makedirs(args.work, exist_ok=True)
     usual = os.path.join(ROOT, "runs", "nano", "corpus")
     trained = [os.path.abspath(folder) for folder in args.trained or ([usual] if os.path.exists(usual) else [])]
-    needed = ["sa-agent"] if set(parts) <= {"size", "speed"} else ["sa-agent", "sa-align", "sa-export", "resynthesise", "wakes"]
+    needed = ["sa-agent"] if set(parts) <= {"size", "speed"} else ["sa-agent", "sa-align", "sa-export", "resynthesise", "wakes", "rooms"]
     subprocess.run(["cargo", "build", "--quiet", "--workspace"] + [flag for name in needed for flag in ("--bin", name)], cwd=ROOT, check=True)
     for part in parts:
         print(f"== {part}", flush=True)
         {"size": sizes, "proofs": lambda: proofs(trained), "speed": lambda: speed(args.work), "text": lambda: text(args.work, args.limit, trained),
-         "noise": lambda: noise(args.work, args.limit), "speech": lambda: speech(args.work, args.limit, trained), "units": lambda: units(args.work), "wake": lambda: wake(args.work)}[part]()
+         "noise": lambda: noise(args.work, args.limit), "speech": lambda: speech(args.work, args.limit, trained), "units": lambda: units(args.work), "wake": lambda: wake(args.work), "rooms": lambda: rooms(args.work)}[part]()
     print("\n| figure | measured | bar | met | command |\n|---|---|---|---|---|")
     print("\n".join(rows))
 

@@ -4,7 +4,7 @@
 //! left without that, what suppression leaves of it, and what is played. The user's voice is what the echo does not explain. Where the canceller has lost
 //! the room, and where the user begins with a hiss, it tells the two apart better than any threshold that was tried (`rooms CORPUS --split test`).
 //!
-//! It was trained in simulated rooms: `tests/src/bin/rooms.rs` makes them with [`Front`] and [`Bands`], `sa-align overlap` trains.
+//! It was trained in simulated rooms (`models/overlap.sh`): `tests/src/bin/rooms.rs` makes them with [`Front`] and [`Bands`], `sa-align overlap` trains.
 
 use std::f32::consts::TAU;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Simulated rooms on disk: `room-NNNN.safetensors`, each with `features` [T, F] (f32), `voice` [T] and `echo` [T] (u8), `onsets` [n] (i64).
+//! Simulated rooms on disk: `room-*.safetensors`, each with `features` [T, F] (f32), `voice` [T] and `echo` [T] (u8), `onsets` [n] (i64).
 
 use std::path::{Path, PathBuf};
 

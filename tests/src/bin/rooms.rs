@@ -91,7 +91,7 @@ fn main() -> Result<()> {
     let weights = cli.weights.as_ref().map(std::fs::read).transpose()?;
     let mut tally = Tally::default();
     for number in 0..cli.rooms {
-        let path = cli.output.as_ref().map(|folder| folder.join(format!("room-{number:04}.safetensors")));
+        let path = cli.output.as_ref().map(|folder| folder.join(format!("room-{:03}-{number:04}.safetensors", cli.seed)));
         if path.as_ref().is_some_and(|path| path.exists()) {
             continue;
         }
