@@ -4,19 +4,30 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
 
-/// Holds `folder` (it must exist) until the file is dropped or the process ends, however it ends.
+/// A folder that is held: until this is dropped, or the process ends, however it ends.
+#[derive(Debug)]
+pub struct Held(File);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Closing alone would leave it to a synthesiser that is just being started, which has the file too for a moment.
+        let _ = self.0.unlock();
+    }
+}
+
+/// Holds `folder`, which must exist.
 ///
 /// # Errors
 /// Another process holds it, or the file cannot be made.
-pub fn hold(folder: &Path) -> io::Result<File> {
+pub fn hold(folder: &Path) -> io::Result<Held> {
     let file = File::options().create(true).truncate(false).write(true).open(folder.join("lock"))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Held(file)),
         Err(TryLockError::WouldBlock) => {
             Err(io::Error::other("another process is at work in this folder: wait for it, or give another --output"))
         }
         // A file system without locks (some network shares): as it was before there were any.
-        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(file),
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(Held(file)),
         Err(TryLockError::Error(error)) => Err(error),
     }
 }

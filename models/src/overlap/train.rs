@@ -17,6 +17,7 @@ use crate::train::{CommonArgs, Next, Optimizer, OptimizerConfig, Run, step_rng};
 pub struct TrainConfig {
     pub model: OverlapConfig,
     pub optimizer: OptimizerConfig,
+    #[serde(skip)]
     pub steps: u64,
     pub seed: u64,
     /// Pieces a step.

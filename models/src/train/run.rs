@@ -26,7 +26,7 @@ pub enum Next {
 pub struct Run {
     dir: PathBuf,
     /// Nobody else trains here.
-    _held: File,
+    _held: crate::lock::Held,
     log: File,
     bar: ProgressBar,
     total: u64,

@@ -217,7 +217,11 @@ impl Scene {
         let questions: Vec<_> = corpus.questions(split).iter().filter(|question| !question.text.is_empty()).collect();
         let replies = corpus.replies(split);
         let question = |rng: &mut ChaCha8Rng| -> Result<Vec<f32>> { Ok(corpus.audio(questions.choose(rng).context("no questions")?)?) };
-        let reply = |rng: &mut ChaCha8Rng| -> Result<Vec<f32>> { Ok(corpus.reply_audio(replies.choose(rng).context("no replies")?)?) };
+        // An agent may have any voice: what tells it from the user must not be how it sounds.
+        let own = self.hearing.is_some() || rng.random_bool(0.5);
+        let reply = |rng: &mut ChaCha8Rng| -> Result<Vec<f32>> {
+            if own { Ok(corpus.reply_audio(replies.choose(rng).context("no replies")?)?) } else { question(rng) }
+        };
         let mut answer: VecDeque<f32> = VecDeque::new();
         // Frames in which something happens next.
         let (mut next, mut interrupt, mut bang, mut stop) = (100, usize::MAX, usize::MAX, usize::MAX);
