@@ -36,7 +36,7 @@ pub struct ActivitySettings {
 const SURE: u32 = 3;
 impl Default for ActivitySettings {
     fn default() -> Self {
-        Self { begin_score: 0.6, end_score: 0.35, begin_windows: 2, end_windows: 8, floor_dbfs: -50.0, over_score: 0.7 }
+        Self { begin_score: 0.6, end_score: 0.35, begin_windows: 2, end_windows: 8, floor_dbfs: -50.0, over_score: 0.4 }
     }
 }
 
