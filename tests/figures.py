@@ -286,7 +286,7 @@ def wake(work):
 def rooms(work):
     """Simulated rooms in which voices that were never trained speak over the agent: how soon it is noticed."""
     for flags, where in (["--usual"], "the room of the simulated conversations"), ([], "rooms of all kinds"):
-        told = json.loads(run([program("rooms"), corpus(work), "--split", "test", "--rooms", "60", "--seed", "9", *flags]))
+        told = json.loads(run([program("rooms"), corpus(work), "--split", "test", "--rooms", "40", "--seed", "9", *flags]))
         command, noticed = "tests/figures.py rooms", told["noticed_ms"]
         bar(f"a voice over the agent's noticed after, median and 99 % of {told['interruptions']}, {where}", f"{noticed['median']}, {noticed['99']} ms", "", None, command)
         bar(f"noticed too late to stop within 0.2 s, {where}", f"{told['later_than_200_ms_percent']:.1f} %", "", None, command)

@@ -33,7 +33,7 @@ pub struct ActivitySettings {
 }
 
 /// Windows of voice after the program has become silent that make a suspicion sure.
-const SURE: u32 = 3;
+const SURE: u32 = 6;
 impl Default for ActivitySettings {
     fn default() -> Self {
         Self { begin_score: 0.6, end_score: 0.35, begin_windows: 2, end_windows: 8, floor_dbfs: -50.0, over_score: 0.4 }
@@ -150,7 +150,9 @@ impl Activity {
         self.window.clear();
         let voice = match own {
             Own::Silent => loud && self.score >= if self.speaking { self.settings.end_score } else { self.settings.begin_score },
-            _ => over >= self.settings.over_score,
+            Own::Speaks => over >= self.settings.over_score,
+            // What is left of its own voice is no voice of a user, however like one it is: this makes a suspicion sure.
+            Own::Fades => over >= self.settings.over_score && loud && self.score >= self.settings.end_score,
         };
         self.follow(voice, own)
     }

@@ -60,7 +60,7 @@ fn it_does_not_hear_itself_and_hears_who_speaks_over_it() {
         }
     }
     assert_eq!(alone, 0, "it hears itself");
-    // Seven different voices for its own, which is harder than one: in an hour of conversation nine answers of 639 were held for nothing.
+    // Seven different voices for its own, in the first half minute that the canceller hears of the room: the hardest there is.
     assert!(suspected <= 14, "it holds its own answers {suspected} times");
     assert_eq!(late, 0, "voices noticed too late, or never");
 }
