@@ -32,8 +32,8 @@ pub const AGREEMENT: f64 = 0.95;
 /// halved until the shortest is found.
 const EVEN_POINTS: usize = 5;
 /// The sounds of the offline pass: so many stretches of so many seconds, from all over the samples.
-const STRETCHES: usize = 3;
-const STRETCH_SECONDS: usize = 8;
+const STRETCHES: usize = 2;
+const STRETCH_SECONDS: usize = 4;
 /// Seconds on which forms of the graph are compared and timed.
 const COMPARED_SECONDS: usize = 6;
 

@@ -265,7 +265,7 @@ def check_default(case, binaries):
     """Without --look-ahead: the curve is that of the bundle's own windows, and the shortest that reaches 95 % is taken."""
     samples, bundle = case.folder / "samples", case.folder / "default"
     samples.mkdir()
-    sound = np.round(audio(8) * 32767).astype(np.int16)
+    sound = np.round(audio(4) * 32767).astype(np.int16)
     with wave.open(str(samples / "sound.wav"), "wb") as file:
         file.setparams((1, 2, 16000, len(sound), "NONE", ""))
         file.writeframes(sound.tobytes())
