@@ -18,6 +18,7 @@
 //! | [`hearing`] | echo cancellation, voice activity |
 //! | [`turns`] | who speaks when |
 //! | [`field`] | the log of what happened, and its replay |
+//! | [`files`] | files written beside their place, and locks |
 //! | [`doctor`] | what is wrong with a machine, and what to do about it |
 //! | [`events`] | the conversation told to other programs: hooks, a socket |
 //!
@@ -30,6 +31,7 @@ pub mod doctor;
 pub mod engine;
 pub mod events;
 pub mod field;
+pub mod files;
 pub mod hearing;
 #[cfg(target_os = "linux")]
 pub mod key;

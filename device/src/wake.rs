@@ -5,6 +5,7 @@
 //! is the score: 0.2 for the same voice as a rule, 0.5 for the nearest thing in an hour of other talk (measured by
 //! `tests/figures.py wake`).
 
+use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::audio::SAMPLE_RATE;
 use crate::bundle::{Bundle, BundleError};
 use crate::engine::Engine;
+use crate::files::{PUBLIC, write_beside};
 use crate::stage::{StageError, Tokenizer};
 
 const VERSION: u32 = 1;
@@ -156,13 +158,8 @@ impl WakePhrase {
     /// Writes the file, beside its place and then renamed.
     pub fn save(&self, path: &Path) -> Result<(), WakeError> {
         let at = |source| WakeError::Io { path: path.display().to_string(), source };
-        let beside = std::path::PathBuf::from(format!("{}.partial", path.display()));
         let json = serde_json::to_vec(self).map_err(|error| at(error.into()))?;
-        std::fs::write(&beside, json).and_then(|()| std::fs::rename(&beside, path)).map_err(|error| {
-            // Nothing can be done about a failure here.
-            let _ = std::fs::remove_file(&beside);
-            at(error)
-        })
+        write_beside(path, PUBLIC, |mut file| file.write_all(&json)).map_err(at)
     }
 
     /// Looks for it in a stream of units.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use hound::{SampleFormat, WavSpec, WavWriter};
 
 use super::{AudioError, SAMPLE_RATE, check_folder};
+use crate::files::{PARTIAL, beside};
 
 /// A 16-bit mono WAV in the making, at `PATH.partial`. Dropped without [`WavSink::finish`], it leaves nothing behind.
 pub struct WavSink {
@@ -19,9 +20,7 @@ impl WavSink {
     /// Begins a file that will lie at `path`, replacing what is there.
     pub fn create(path: &Path) -> Result<Self, AudioError> {
         check_folder(path)?;
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".partial");
-        let partial = path.with_file_name(name);
+        let partial = beside(path, PARTIAL);
         let spec = WavSpec { channels: 1, sample_rate: SAMPLE_RATE, bits_per_sample: 16, sample_format: SampleFormat::Int };
         let writer = WavWriter::create(&partial, spec).map_err(|e| AudioError::Write { path: path.to_owned(), message: e.to_string() })?;
         Ok(Self { path: path.to_owned(), partial, writer: Some(writer) })

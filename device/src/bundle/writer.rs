@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Bundle, BundleError, FORMAT_VERSION, MANIFEST, Manifest, sha256_file};
+use crate::files::{PARTIAL, beside};
 
 /// A bundle in the making, in the folder `OUTPUT.partial`. Dropped without [`BundleWriter::finish`], it
 /// leaves nothing behind.
@@ -30,7 +31,7 @@ impl BundleWriter {
     pub fn create(output: &Path) -> Result<Self, BundleError> {
         let write = |path: &Path, source| BundleError::Write { path: path.to_owned(), source };
         // What was to be replaced when a program was killed in the middle of it.
-        let old = beside(output, "old");
+        let old = beside(output, ".old");
         if !output.exists() && old.join(MANIFEST).exists() {
             std::fs::rename(&old, output).map_err(|e| write(output, e))?;
         }
@@ -41,7 +42,7 @@ impl BundleWriter {
                 return Err(write(output, e));
             }
         }
-        let partial = beside(output, "partial");
+        let partial = beside(output, PARTIAL);
         if partial.exists() {
             std::fs::remove_dir_all(&partial).map_err(|e| write(&partial, e))?;
         }
@@ -78,13 +79,14 @@ impl BundleWriter {
         }
         let text = toml::to_string(&manifest).map_err(|e| BundleError::Parse { message: e.to_string() })?;
         self.add(MANIFEST, text.as_bytes())?;
-        Bundle::open(&self.partial)?;
+        let bundle = Bundle::open(&self.partial)?;
         let write = |source| BundleError::Write { path: self.output.clone(), source };
         flush(&self.partial).map_err(write)?;
         replace(&self.partial, &self.output, exchange).map_err(write)?;
         let above = self.output.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(above).and_then(|folder| folder.sync_all()).map_err(write)?;
-        Bundle::open(&self.output)
+        // It was read with all checks a moment ago.
+        Ok(Bundle { dir: self.output.clone(), ..bundle })
     }
 }
 
@@ -113,7 +115,7 @@ fn replace(new: &Path, output: &Path, exchange: impl Fn(&Path, &Path) -> io::Res
     if exchange(new, output).is_ok() {
         return Ok(());
     }
-    let old = beside(output, "old");
+    let old = beside(output, ".old");
     if old.exists() {
         std::fs::remove_dir_all(&old)?;
     }
@@ -141,14 +143,6 @@ fn exchange(a: &Path, b: &Path) -> io::Result<()> {
 #[cfg(not(target_os = "linux"))]
 fn exchange(_: &Path, _: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
-}
-
-/// `out/nano` → `out/nano.partial`.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".");
-    name.push(suffix);
-    path.with_file_name(name)
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! `sa-agent doctor`: everything that a bug report needs, and what to do before writing one.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use sa_device::doctor::machine::Machine;
 use sa_device::doctor::{Finding, Level, speed};
+use sa_device::files::{PUBLIC, write_beside};
 use serde::Serialize;
 
 use super::bench;
@@ -72,18 +74,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (problems, warnings) = (count(Level::Problem), count(Level::Warning));
     let place = if written.is_ok() { format!("the report is in {}", args.report.display()) } else { "there is no report".to_owned() };
     let _ = writeln!(text, "{problems} problems, {warnings} warnings; {place}");
-    std::io::Write::write_all(&mut std::io::stdout().lock(), text.as_bytes())?;
+    std::io::stdout().lock().write_all(text.as_bytes())?;
     written?;
     Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn write(report: &Report, path: &Path) -> anyhow::Result<()> {
     let json = serde_json::to_vec_pretty(report).context("while writing the report")?;
-    let beside = path.with_extension("part");
-    std::fs::write(&beside, json).and_then(|()| std::fs::rename(&beside, path)).with_context(|| {
-        let _ = std::fs::remove_file(&beside);
-        format!("while writing the report {}; `--report FILE` puts it elsewhere", path.display())
-    })
+    write_beside(path, PUBLIC, |mut file| file.write_all(&json))
+        .with_context(|| format!("while writing the report {}; `--report FILE` puts it elsewhere", path.display()))
 }
 
 /// Each stage against real time.

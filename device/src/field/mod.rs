@@ -141,24 +141,29 @@ impl FieldLog {
     /// A turn is over whose question was tapped. Returns at once.
     pub fn turn(&mut self, turn: &Turn) {
         let audio = self.question.take().map(|samples| std::mem::take(&mut *samples.lock().unwrap_or_else(|e| e.into_inner())));
-        self.write(turn, audio.unwrap_or_default(), Live::default());
+        self.write(turn, audio, Live::default());
     }
 
     /// In a live conversation: keeps the turns that are over, those that failed or were thrown away too. Returns at once.
     pub fn happening(&mut self, happening: &Happening) {
         match happening {
             Happening::Settled { turn, waited_ms, question } => {
-                self.write(turn, question.clone(), Live { waited_ms: Some(waited_ms), abandoned: false });
+                self.write(turn, self.kept(question), Live { waited_ms: Some(waited_ms), abandoned: false });
             }
-            Happening::Failed { turn, question } => self.write(turn, question.clone(), Live::default()),
-            Happening::Abandoned { turn, question } => self.write(turn, question.clone(), Live { waited_ms: None, abandoned: true }),
+            Happening::Failed { turn, question } => self.write(turn, self.kept(question), Live::default()),
+            Happening::Abandoned { turn, question } => self.write(turn, self.kept(question), Live { waited_ms: None, abandoned: true }),
             _ => {}
         }
     }
 
-    /// These are the samples of the question, as the pipeline heard them.
-    fn write(&mut self, turn: &Turn, question: Vec<i16>, live: Live) {
-        let audio = Some(question).filter(|samples| self.keep.audio && !samples.is_empty());
+    /// The samples of a question, where they are wanted.
+    fn kept(&self, question: &[i16]) -> Option<Vec<i16>> {
+        self.keep.audio.then(|| question.to_vec())
+    }
+
+    /// `audio` are the samples of the question, as the pipeline heard them.
+    fn write(&mut self, turn: &Turn, audio: Option<Vec<i16>>, live: Live) {
+        let audio = audio.filter(|samples| !samples.is_empty());
         let name = format!("{:05}-{:06}", self.session, turn.turn_id);
         let record = Record {
             version: FORMAT_VERSION,

@@ -1,9 +1,9 @@
 //! The folder of a log: whole turns in it, the oldest removed.
 
 use std::collections::VecDeque;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use hound::{SampleFormat, WavSpec, WavWriter};
@@ -11,11 +11,10 @@ use serde::Deserialize;
 
 use super::{FORMAT_VERSION, FieldError, Logged};
 use crate::audio::SAMPLE_RATE;
+use crate::files::{Lock, PARTIAL, PRIVATE, write_beside};
 
 /// Marks the folder.
 const MARK: &str = ".sa-field-log";
-/// What a file is called until it is complete.
-const PARTIAL: &str = ".partial";
 
 /// A log's folder while it is written.
 pub(super) struct Store {
@@ -24,8 +23,7 @@ pub(super) struct Store {
     /// Complete turns, oldest first, with their size in bytes.
     turns: VecDeque<(String, u64)>,
     session: u32,
-    /// Locked for as long as it is open.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Store {
@@ -37,12 +35,7 @@ impl Store {
         if !mark.exists() && fs::read_dir(dir).map_err(failed)?.next().is_some() {
             return Err(FieldError::Foreign { dir: dir.to_owned() });
         }
-        let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(&mark).map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(FieldError::Busy { dir: dir.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-        }
+        let lock = Lock::take(&mark).map_err(failed)?.ok_or_else(|| FieldError::Busy { dir: dir.to_owned() })?;
         // It may have been made by hand, for all to read.
         fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(failed)?;
         let names = names(dir).map_err(failed)?;
@@ -71,9 +64,9 @@ impl Store {
         let (text, wav) = (self.dir.join(format!("{name}.jsonl")), self.dir.join(format!("{name}.wav")));
         let failed = |path: &Path, source| FieldError::Io { path: path.to_owned(), source };
         if let Some(samples) = audio {
-            write_beside(&wav, |file| write_wav(file, samples)).map_err(|e| failed(&wav, e))?;
+            write_beside(&wav, PRIVATE, |file| write_wav(file, samples)).map_err(|e| failed(&wav, e))?;
         }
-        if let Err(error) = write_beside(&text, |mut file| file.write_all(line)) {
+        if let Err(error) = write_beside(&text, PRIVATE, |mut file| file.write_all(line)) {
             // Without its line the audio belongs to nothing; if it stays, the next start removes it.
             let _ = fs::remove_file(&wav);
             return Err(failed(&text, error));
@@ -95,20 +88,6 @@ impl Store {
             total -= bytes;
         }
     }
-}
-
-/// Writes a file under another name, brings it to the disk, and renames it. Nothing stays behind where that fails.
-fn write_beside(path: &Path, write: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(PARTIAL);
-    let partial = PathBuf::from(partial);
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-    let done = write(&file).and_then(|()| file.sync_data()).and_then(|()| fs::rename(&partial, path));
-    if done.is_err() {
-        // The reason is what counts, not that this failed too.
-        let _ = fs::remove_file(&partial);
-    }
-    done
 }
 
 fn write_wav(file: &File, samples: &[i16]) -> io::Result<()> {

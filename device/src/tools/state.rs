@@ -1,13 +1,14 @@
 //! What outlives a restart: the schedule and the volume, in one file of a folder.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::schedule::Entry;
+use crate::files::{Lock, PRIVATE, write_beside};
 
 /// The version of the file.
 const VERSION: u32 = 1;
@@ -40,8 +41,7 @@ pub(super) struct Kept {
 #[derive(Debug)]
 pub(super) struct State {
     dir: PathBuf,
-    /// Locked until this is dropped.
-    lock: File,
+    _lock: Lock,
 }
 
 impl State {
@@ -49,13 +49,9 @@ impl State {
     pub fn open(dir: &Path) -> Result<(Self, Kept, Option<String>), StateError> {
         let failed = |path: &Path, source| StateError::Io { path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| failed(dir, e))?;
-        let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join(LOCK)).map_err(|e| failed(dir, e))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StateError::Busy { dir: dir.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(failed(dir, source)),
-        }
-        let state = Self { dir: dir.to_owned(), lock };
+        let lock = Lock::take(&dir.join(LOCK)).map_err(|e| failed(dir, e))?;
+        let lock = lock.ok_or_else(|| StateError::Busy { dir: dir.to_owned() })?;
+        let state = Self { dir: dir.to_owned(), _lock: lock };
         let path = dir.join(FILE);
         let text = match fs::read(&path) {
             Ok(text) => text,
@@ -82,22 +78,8 @@ impl State {
             entries: &'a [Entry],
         }
         let path = self.dir.join(FILE);
-        let partial = path.with_extension("json.partial");
         let text = serde_json::to_vec(&Keep { version: VERSION, volume, entries }).map_err(io::Error::other);
-        let write = |text: Vec<u8>| {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-            file.write_all(&text)?;
-            file.sync_data()?;
-            fs::rename(&partial, &path)
-        };
-        text.and_then(write).map_err(|source| StateError::Io { path: path.clone(), source })
-    }
-}
-
-impl Drop for State {
-    fn drop(&mut self) {
-        // Closing alone would leave it to a program that a tool is just starting, which has the file too for a moment.
-        let _ = self.lock.unlock();
+        text.and_then(|text| write_beside(&path, PRIVATE, |mut file| file.write_all(&text))).map_err(|source| StateError::Io { path: path.clone(), source })
     }
 }
 
