@@ -94,20 +94,7 @@ pub fn measure(device: &mut dyn Duplex, seconds: f64, progress: &mut dyn FnMut(f
     let delays_ms = echoes.iter().map(|(delay, _)| *delay as f64 / f64::from(SAMPLE_RATE) * 1e3).collect();
     let echo_db = (!echoes.is_empty()).then(|| echoes.iter().map(|(_, level)| level).sum::<f32>() / echoes.len() as f32);
     let clipped = heard.iter().filter(|x| x.abs() >= 0.999).count() as f64 / heard.len().max(1) as f64;
-    let after = device.counts();
-    let counts = Counts {
-        captured: after.captured - before.captured,
-        dropped: after.dropped - before.dropped,
-        played: after.played - before.played,
-        invented: after.invented - before.invented,
-        mic_missed: after.mic_missed - before.mic_missed,
-        speaker_missed: after.speaker_missed - before.speaker_missed,
-        xruns: after.xruns - before.xruns,
-        errors: after.errors - before.errors,
-        absent: after.absent - before.absent,
-        reopened: after.reopened - before.reopened,
-        ..after
-    };
+    let counts = device.counts().since(&before);
     Ok(Sound { noise_dbfs: decibel(noise), clipped, delays_ms, echo_db, seconds, counts })
 }
 

@@ -44,7 +44,7 @@ fn doctor_without_a_place_for_its_report_prints_all_the_same() {
     let before = listing(place.dir.path());
     let (code, out, message) = silent(&place, &["doctor", "--no-sound", "--bundle", "bundle", "--report", "missing/report.json"]);
     assert_eq!((code, listing(place.dir.path())), (1, before));
-    assert!(out.contains("machine ") && out.contains("tokenizer: ") && out.contains("all together: "), "{out}");
+    assert!(out.contains("machine ") && out.contains("tokenizer: ") && out.contains("an answer (lm, head and decoder): "), "{out}");
     assert!(out.ends_with("; there is no report\n"), "{out}");
     assert!(message.contains("missing/report.json") && message.contains("`--report FILE`"), "{message}");
 
@@ -52,7 +52,7 @@ fn doctor_without_a_place_for_its_report_prints_all_the_same() {
     assert!(out.ends_with("the report is in report.json\n") && message.is_empty(), "{out}{message}");
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(place.path("report.json")).expect("written")).expect("JSON");
     let speeds = report["findings"].as_array().expect("findings").iter().filter(|finding| finding["what"] == "speed").count();
-    assert_eq!(speeds, 6, "four stages, an answer, and all together");
+    assert_eq!(speeds, 6, "four stages, a question, and an answer");
 }
 
 /// The same where microphone and speaker were to be tried.

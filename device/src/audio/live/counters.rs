@@ -96,16 +96,33 @@ impl Counters {
 }
 
 impl Counts {
+    /// What was counted since `before`; levels and the clocks as they are.
+    pub fn since(&self, before: &Counts) -> Counts {
+        Counts {
+            captured: self.captured - before.captured,
+            dropped: self.dropped - before.dropped,
+            played: self.played - before.played,
+            invented: self.invented - before.invented,
+            mic_missed: self.mic_missed - before.mic_missed,
+            speaker_missed: self.speaker_missed - before.speaker_missed,
+            xruns: self.xruns - before.xruns,
+            errors: self.errors - before.errors,
+            absent: self.absent - before.absent,
+            reopened: self.reopened - before.reopened,
+            ..*self
+        }
+    }
+
     /// What got worse since `before`, in words, with the cure; `None` if nothing did.
     pub fn complaint(&self, before: &Counts) -> Option<String> {
-        let all: Vec<String> = [self.slow(before), self.close(before), self.device(before)].into_iter().flatten().collect();
+        let new = self.since(before);
+        let all: Vec<String> = [new.slow(), self.close(before), new.device()].into_iter().flatten().collect();
         if all.is_empty() { None } else { Some(all.join(". Also, ")) }
     }
 
     /// What the device lost by itself.
-    fn device(&self, before: &Counts) -> Option<String> {
-        let (xruns, errors) = (self.xruns - before.xruns, self.errors - before.errors);
-        let (microphone, speaker) = (self.mic_missed - before.mic_missed, self.speaker_missed - before.speaker_missed);
+    fn device(&self) -> Option<String> {
+        let Self { xruns, errors, mic_missed: microphone, speaker_missed: speaker, .. } = *self;
         if xruns + errors + microphone + speaker == 0 {
             return None;
         }
@@ -128,9 +145,8 @@ impl Counts {
     }
 
     /// What was lost between the device and the program.
-    fn slow(&self, before: &Counts) -> Option<String> {
-        let dropped = self.dropped - before.dropped;
-        let invented = self.invented - before.invented;
+    fn slow(&self) -> Option<String> {
+        let Self { dropped, invented, .. } = *self;
         if dropped == 0 && invented == 0 {
             return None;
         }
