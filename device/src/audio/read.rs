@@ -87,7 +87,8 @@ fn with_length(file: File, metadata: &Metadata, limit: f64) -> io::Result<Box<dy
     let Some(Frames { rate, bytes }) = frames.filter(|frames| RATES.contains(&frames.rate) && frames.bytes > 0) else {
         return Ok(Box::new(Cursor::new(head).chain(file)));
     };
-    let most = ((limit + 1.0) * f64::from(rate)) as u64 * u64::from(bytes);
+    let most = ((limit + 1.0) * f64::from(rate)) as u64;
+    let most = most.saturating_mul(u64::from(bytes));
     let mut data = Vec::new();
     file.take(most).read_to_end(&mut data)?;
     let there = if metadata.is_file() { metadata.len().saturating_sub(head.len() as u64) } else { data.len() as u64 };

@@ -38,7 +38,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&devices)?)?;
     }
-    for device in devices.iter().filter(|_| !args.json) {
+    let shown = if args.json { &[][..] } else { &devices };
+    for device in shown {
         let numbered = if device.numbered { ", by the card's number, which a reboot may change" } else { "" };
         writeln!(out, "{}  ({}{numbered})", device.id, device.name)?;
         for (what, side) in [("microphone", &device.microphone), ("speaker", &device.speaker)] {
@@ -52,7 +53,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     }
     for problem in problems {
-        eprintln!("sa-agent: {problem}");
+        super::output::complain(&problem);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -61,10 +61,16 @@ pub enum Signal<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         turn_id: Option<u64>,
     },
-    /// The answer can be heard, or goes on after it was interrupted by a noise.
-    Speaking { turn_id: u64 },
+    /// The answer can be heard, or goes on after it was interrupted by a noise. What is said unasked, a reminder, belongs to no turn.
+    Speaking {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        turn_id: Option<u64>,
+    },
     /// The answer is held because somebody speaks.
-    Interrupted { turn_id: u64 },
+    Interrupted {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        turn_id: Option<u64>,
+    },
     /// The answer is over, or there is none.
     Idle,
     /// A timer, an alarm or a reminder.
@@ -93,8 +99,8 @@ impl Signal<'_> {
 pub struct Events {
     hooks: Option<Hooks>,
     socket: Option<Socket>,
-    /// The turn whose question was understood last: the one that is spoken.
-    turn: u64,
+    /// The turn whose question was understood, until its answer is over.
+    turn: Option<u64>,
     /// From files: this turn is being spoken.
     speaking: bool,
     /// Somebody was told that it does something.
@@ -122,7 +128,7 @@ impl Events {
         match event {
             Event::Heard { turn_id, silence: false, .. } => self.signal(&Signal::Thinking { turn_id: Some(*turn_id) }),
             Event::Speech { turn_id, .. } if !std::mem::replace(&mut self.speaking, true) => {
-                self.signal(&Signal::Speaking { turn_id: *turn_id });
+                self.signal(&Signal::Speaking { turn_id: Some(*turn_id) });
             }
             _ => {}
         }
@@ -139,6 +145,9 @@ impl Events {
         match happening {
             Happening::State { state, .. } => {
                 self.tell("state", happening, true);
+                if matches!(state, State::Idle | State::Listening) {
+                    self.turn = None;
+                }
                 let turn_id = self.turn;
                 self.signal(&match state {
                     State::Idle => Signal::Idle,
@@ -151,7 +160,7 @@ impl Events {
             Happening::Wake { .. } => self.tell("wake", happening, true),
             Happening::Agent(event) => {
                 if let Event::Heard { turn_id, .. } = event {
-                    self.turn = *turn_id;
+                    self.turn = Some(*turn_id);
                 }
                 self.event(event);
             }

@@ -1,7 +1,6 @@
 //! From the microphone to "somebody speaks", and to what the model hears.
 //!
-//! The model hears the untouched microphone as soon as the program is silent, because cancelling costs more than it brings there
-//! (`../shared/FINDINGS.md`, Echo). While the program's voice or its echo is in the room, it hears the microphone less the echo that the
+//! The model hears the untouched microphone as soon as the program is silent, because cancelling costs more than it brings there. While the program's voice or its echo is in the room, it hears the microphone less the echo that the
 //! canceller expects, and nothing suppressed: what suppression takes of the user's voice costs more than what is left of the echo.
 
 mod activity;
@@ -57,6 +56,7 @@ impl Hearing {
     /// Takes in a frame of the microphone and the frame that was played with it (silence if none was).
     pub fn step(&mut self, microphone: &Frame, played: &Frame) -> Option<Change> {
         let signals = self.front.step(microphone, played);
+        // Without the program's voice too: its state has to be warm when that begins.
         let over = self.overlap.step(&self.bands.step(&signals));
         let echo = self.echoes();
         let samples = if echo { &signals.open } else { &signals.microphone };
@@ -83,7 +83,7 @@ impl Hearing {
         Duration::from_secs(self.frames) / FRAMES_PER_SECOND
     }
 
-    /// What was heard from `since` on, as far as it is remembered: the older and the newer part of it.
+    /// What was heard from `since` on, as far as it is remembered.
     pub fn since(&self, since: Duration) -> Vec<f32> {
         let back = self.now().saturating_sub(since).as_secs_f64() * f64::from(SAMPLE_RATE);
         let count = (back.round() as usize).min(self.memory.len());

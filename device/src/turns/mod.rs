@@ -180,11 +180,6 @@ impl Turns {
         self.state
     }
 
-    /// When the question that is being heard or was heard last began.
-    pub fn question(&self) -> Time {
-        self.question
-    }
-
     /// States that ended by their timeout.
     pub fn timeouts(&self) -> Timeouts {
         self.timeouts

@@ -15,7 +15,7 @@ mod watch;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 pub use devices::{Format, Listed, Listing, Side, list};
@@ -63,8 +63,11 @@ impl LiveDevice {
         let counters = Arc::new(Counters::default());
         let problem = |message: String| AudioError::Device { message };
         let opened = start(&wish, &counters).map_err(|e| problem(format!("cannot start a thread for the audio device: {e}")))?;
-        let streams = opened.recv_timeout(ANSWER).map_err(|_| {
-            problem(format!("the sound server has not answered for {} s: restart it, or take a card by `--host alsa`", ANSWER.as_secs()))
+        let streams = opened.recv_timeout(ANSWER).map_err(|error| match error {
+            RecvTimeoutError::Timeout => {
+                problem(format!("the sound server has not answered for {} s: restart it, or take a card by `--host alsa`", ANSWER.as_secs()))
+            }
+            RecvTimeoutError::Disconnected => AudioError::Stopped,
         })??;
         Ok(Self {
             wish,
