@@ -118,7 +118,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let controls = conversation.controls();
     #[cfg(target_os = "linux")]
     let key = key.map(|key| key.watch(controls.clone()));
-    let mut converse = || -> anyhow::Result<()> {
+    let mut converse = |conversation: &mut Conversation<LiveDevice>| -> anyhow::Result<()> {
         while !stop.load(Relaxed) {
             for (flag, control) in [(&down, Control::KeyDown), (&up, Control::KeyUp)] {
                 if flag.swap(false, Relaxed) {
@@ -149,10 +149,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Ok(())
     };
-    // However it ends, the log is written, and the lights go off.
-    let ended = converse();
+    // However it ends, the log is written, with the turn that was under way, and the lights go off.
+    let ended = converse(&mut conversation);
+    let mut shown = Ok(());
+    conversation.close(&mut |happening| {
+        company.happening(happening);
+        if shown.is_ok() {
+            shown = screen.happening(happening);
+        }
+    });
     let closed = company.close(&mut screen);
     ended?;
+    shown?;
     closed?;
     let counts = conversation.device().counts();
     screen.note(&format!(

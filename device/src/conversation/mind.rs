@@ -154,6 +154,18 @@ impl Mind {
         }
     }
 
+    /// Takes no more orders, and waits until those given are carried out; no answer is wanted any more.
+    pub fn close(&mut self) {
+        self.want(0);
+        if let Self::Thread { orders, thread, .. } = self {
+            *orders = None;
+            if let Some(thread) = thread.take() {
+                // It has nothing to say that would help here.
+                let _ = thread.join();
+            }
+        }
+    }
+
     /// The next report, without waiting.
     ///
     /// # Errors
@@ -182,14 +194,7 @@ impl Mind {
 
 impl Drop for Mind {
     fn drop(&mut self) {
-        self.want(0);
-        if let Self::Thread { orders, thread, .. } = self {
-            *orders = None;
-            if let Some(thread) = thread.take() {
-                // It has nothing to say that would help here.
-                let _ = thread.join();
-            }
-        }
+        self.close();
     }
 }
 
@@ -242,7 +247,7 @@ impl Worker {
                 Ok(())
             }
             Order::Answer(question) => self.answer(question, shared, report),
-            Order::Say(question, text) if shared.wants(question) => self.say(question, &text, report),
+            Order::Say(question, text) if shared.wants(question) => self.say(question, &text, shared, report),
             Order::Begin { .. } | Order::Say(..) => Ok(()),
             Order::Abandon => {
                 if let Some((turn, question)) = self.pending.take() {
@@ -326,13 +331,12 @@ impl Worker {
         Ok(())
     }
 
-    fn say(&mut self, question: u64, text: &str, report: &mut dyn FnMut(Report)) -> Result<(), AgentError> {
-        self.pending = None;
+    fn say(&mut self, question: u64, text: &str, shared: &Shared, report: &mut dyn FnMut(Report)) -> Result<(), AgentError> {
         let mut samples = Vec::new();
         let mut sink = Sink(|more: &[f32]| samples.extend_from_slice(more));
-        let turn = self.agent.say(text, &mut sink, &mut |_: &Event| {})?;
+        let turn = self.agent.say(text, &mut sink, &mut |_: &Event| {}, &|| shared.wants(question))?;
         if turn.stopped != Stopped::End {
-            // It lost its place: half a sentence, or the same over and over, is worse than none.
+            // It is not wanted any more, or lost its place: half a sentence, or the same over and over, is worse than none.
             samples.clear();
         }
         report(Report::Samples(question, samples));

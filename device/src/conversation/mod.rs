@@ -94,8 +94,10 @@ pub struct Conversation<D: Duplex> {
     /// The state before this frame's inputs, and the one that was told last.
     before: State,
     told: State,
-    /// The question is open: sound up to here was given to the agent.
+    /// The question is open: sound up to here was given to the agent. Of one that a key opened nothing is, until somebody speaks: what
+    /// begins with seconds of silence is not understood.
     pushed: Option<Time>,
+    unspoken: bool,
     /// The answer is out; it is heard to its end in so many frames.
     ending: Option<u32>,
     waited: Waited,
@@ -136,6 +138,7 @@ impl<D: Duplex> Conversation<D> {
             before: State::Idle,
             told: State::Idle,
             pushed: None,
+            unspoken: false,
             ending: None,
             waited: Waited::default(),
             voice_ended: Duration::ZERO,
@@ -194,6 +197,12 @@ impl<D: Duplex> Conversation<D> {
         }
         let change = self.hearing.step(&microphone, &speaker);
         self.follow_playback(played);
+        if let Some(Change::Suspected(since) | Change::Began(since)) = change
+            && std::mem::take(&mut self.unspoken)
+        {
+            let before = self.settings.turns.idle.before;
+            self.pushed = self.pushed.map(|pushed| pushed.max(since.saturating_sub(before)));
+        }
         match change {
             Some(Change::Suspected(since)) => self.input(Input::SpeechSuspected { since }),
             Some(Change::Began(since)) => self.input(Input::SpeechStarted { since }),
@@ -205,23 +214,18 @@ impl<D: Duplex> Conversation<D> {
             None => {}
         }
         while let Some(control) = self.controls.dequeue() {
-            let input = match control {
+            match control {
                 Control::KeyDown => {
                     self.stay_awake();
                     if self.asleep() && self.turns.state() == State::Listening {
                         // What is overheard ends here, so that the key begins a question.
                         self.input(Input::Failed);
                     }
-                    Input::KeyDown
+                    self.input(Input::KeyDown);
                 }
-                Control::KeyUp => Input::KeyUp,
-                Control::Stop => {
-                    self.mind.order(Order::Quiet);
-                    self.notices.clear();
-                    Input::StopWord
-                }
-            };
-            self.input(input);
+                Control::KeyUp => self.input(Input::KeyUp),
+                Control::Stop => self.quiet(),
+            }
         }
         while let Some(report) = self.mind.report()? {
             self.take(report, tell);
@@ -229,7 +233,7 @@ impl<D: Duplex> Conversation<D> {
         self.input(Input::Tick);
         self.give_notice();
         // In pieces of 20 ms, as the tokenizer was built for.
-        if self.pushed.is_some_and(|pushed| self.hearing.now() >= pushed + Duration::from_millis(20)) {
+        if !self.unspoken && self.pushed.is_some_and(|pushed| self.hearing.now() >= pushed + Duration::from_millis(20)) {
             self.push();
         }
         let silent = self.hearing.now().saturating_sub(self.voice_ended) >= GUESS_AFTER;
@@ -258,6 +262,20 @@ impl<D: Duplex> Conversation<D> {
         Ok(())
     }
 
+    /// Ends it: a turn that is under way is told as far as it came. Waits for the agent, which stops at its next group.
+    pub fn close(&mut self, tell: &mut dyn FnMut(&Happening)) {
+        match self.turns.state() {
+            State::Idle => {}
+            State::Listening | State::Thinking => self.act(Action::Abandon),
+            State::Speaking | State::Interrupted => self.act(Action::Cut),
+        }
+        self.mind.close();
+        // What went wrong now keeps nobody from anything.
+        while let Ok(Some(report)) = self.mind.report() {
+            self.take(report, tell);
+        }
+    }
+
     fn input(&mut self, input: Input) {
         for action in self.turns.step(self.hearing.now(), input) {
             self.act(action);
@@ -273,7 +291,10 @@ impl<D: Duplex> Conversation<D> {
                 self.begin_question(since);
                 self.mind.order(Order::Begin { question: self.question, asleep: self.needs_phrase });
                 self.pushed = Some(since);
-                self.push();
+                self.unspoken = !self.hearing.activity().speaking();
+                if !self.unspoken {
+                    self.push();
+                }
             }
             Action::Answer => {
                 if !self.again {
@@ -295,6 +316,10 @@ impl<D: Duplex> Conversation<D> {
             Action::Resume => self.playback.resume(),
             Action::Cut => {
                 let heard = self.playback.heard(self.device.latency());
+                // One of which nothing but the chime was heard is said again.
+                if self.notice && heard > ring::chime_seconds() {
+                    self.notices.pop_front();
+                }
                 self.drop_question();
                 self.mind.order(Order::Settle(Some(heard)));
             }
@@ -308,12 +333,16 @@ impl<D: Duplex> Conversation<D> {
         // A question that goes on is heard again from its beginning, the phrase included.
         self.again = self.began.replace(since) == Some(since);
         if !self.again {
-            let wanted = self.settings.wake.phrase.is_some();
             // What follows overheard talk is as good as what follows silence.
             let from_rest = self.before == State::Idle || self.asleep();
-            self.needs_phrase = wanted && from_rest && !self.ringing && self.awake_until.is_none_or(|until| since > until);
+            self.needs_phrase = from_rest && !self.ringing && self.sleeps(since);
             self.woken = false;
         }
+    }
+
+    /// Does who speaks at this time without having been heard need the phrase?
+    fn sleeps(&self, at: Time) -> bool {
+        self.settings.wake.phrase.is_some() && self.awake_until.is_none_or(|until| at > until)
     }
 
     /// Does what is being heard still wait for the phrase?
@@ -355,7 +384,8 @@ impl<D: Duplex> Conversation<D> {
         self.question += 1;
         self.mind.want(self.question);
         self.playback.clear();
-        (self.notice, self.needs_phrase) = (true, false);
+        // Until it is heard, it is no conversation.
+        (self.notice, self.needs_phrase, self.woken) = (true, self.sleeps(self.hearing.now()), false);
         self.input(Input::Say);
         self.mind.order(Order::Say(self.question, text));
     }
@@ -363,10 +393,6 @@ impl<D: Duplex> Conversation<D> {
     fn follow_playback(&mut self, played: Played) {
         match played {
             Played::First => {
-                if self.notice {
-                    // One that was interrupted before it began is made again.
-                    self.notices.pop_front();
-                }
                 self.woken = true;
                 self.waited.playback = ms(self.asked.elapsed()) - self.waited.first_audio - self.waited.first_text;
                 self.waited.audible = self.device.latency() * 10.0;
@@ -378,7 +404,9 @@ impl<D: Duplex> Conversation<D> {
         match self.ending {
             Some(0) => {
                 self.ending = None;
-                self.notice = false;
+                if std::mem::take(&mut self.notice) {
+                    self.notices.pop_front();
+                }
                 self.playback.clear();
                 self.mind.order(Order::Settle(None));
                 self.input(Input::PlaybackFinished);
@@ -463,13 +491,19 @@ impl<D: Duplex> Conversation<D> {
         match event {
             Event::Heard { silence: true, .. } => self.input(Input::Read { understood: false }),
             Event::Heard { transcript, .. } if self.settings.stop_words.contains(transcript) => {
-                self.mind.order(Order::Quiet);
-                self.input(Input::StopWord);
+                self.quiet();
             }
             Event::Heard { .. } => self.input(Input::Read { understood: true }),
             Event::Text { .. } if self.waited.first_text == 0.0 => self.waited.first_text = ms(self.asked.elapsed()),
             _ => {}
         }
+    }
+
+    /// The user wants silence: from what rings and from what is still to be said, too.
+    fn quiet(&mut self) {
+        self.mind.order(Order::Quiet);
+        self.notices.clear();
+        self.input(Input::StopWord);
     }
 
     /// Once in ten seconds, says what was lost, and whether the agent keeps up.

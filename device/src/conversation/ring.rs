@@ -34,6 +34,11 @@ pub fn chime(pairs: usize) -> Vec<f32> {
     sound
 }
 
+/// How long one pair of them takes.
+pub fn chime_seconds() -> f64 {
+    (PERIOD - 2 * TONE) as f64 / f64::from(SAMPLE_RATE)
+}
+
 /// Makes the sound, 10 ms at a time.
 #[derive(Debug, Default)]
 pub struct Ringer {
@@ -137,6 +142,6 @@ mod tests {
         let begins = |from: usize| sound[from..from + 1600].iter().any(|x| x.abs() > 0.2);
         assert!(begins(0) && begins(16_000) && begins(32_000) && sound.len() < 3 * PERIOD);
         assert_eq!(sound.last(), Some(&0.0));
-        assert_eq!(chime(1).len(), PERIOD - 2 * TONE);
+        assert_eq!(chime(1).len() as f64, chime_seconds() * f64::from(SAMPLE_RATE));
     }
 }

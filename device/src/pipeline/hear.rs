@@ -194,11 +194,9 @@ impl Agent {
     /// See [`Agent::begin`].
     pub fn abandon(&mut self) -> Result<(), AgentError> {
         self.heard = None;
-        if self.lm.position() != self.history.positions() {
-            return self.recover();
-        }
-        // The language model has heard nothing of it.
-        Ok(self.tokenizer.reset()?)
+        self.tokenizer.reset()?;
+        self.voice.reset()?;
+        self.rewind()
     }
 
     /// Takes in a question until the device says that it is over.

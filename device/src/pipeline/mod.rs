@@ -288,7 +288,7 @@ impl Agent {
                 turn.units.truncate(heard);
             }
             if words == 0 && turn.calls.is_empty() {
-                return self.reread();
+                return self.rewind();
             }
         }
         self.remember(turn)
@@ -321,9 +321,15 @@ impl Agent {
         Ok(turn)
     }
 
-    /// Speaks a text, word by word; nothing is remembered.
-    pub fn say(&mut self, text: &str, device: &mut dyn AudioDevice, listener: &mut Listener) -> Result<Turn, AgentError> {
-        let result = self.try_say(text, device, listener);
+    /// Speaks a text, word by word, for as long as `go_on` says so; nothing is remembered.
+    pub fn say(
+        &mut self,
+        text: &str,
+        device: &mut dyn AudioDevice,
+        listener: &mut Listener,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Turn, AgentError> {
+        let result = self.try_say(text, device, listener, go_on);
         if result.is_err() {
             device.discard();
             self.recover()?;
@@ -331,7 +337,13 @@ impl Agent {
         result
     }
 
-    fn try_say(&mut self, text: &str, device: &mut dyn AudioDevice, listener: &mut Listener) -> Result<Turn, AgentError> {
+    fn try_say(
+        &mut self,
+        text: &str,
+        device: &mut dyn AudioDevice,
+        listener: &mut Listener,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Turn, AgentError> {
         self.count_turn();
         let text = crate::words::spoken(text, self.settings.reply_words);
         let clock = Clock { end_of_question: Instant::now(), tools: Duration::ZERO };
@@ -342,7 +354,7 @@ impl Agent {
         self.read_words(&text)?;
         self.lm.step(LmInput::Token(self.special.speak))?;
         let plan = self.text.words(&text);
-        self.speak(Some(plan), &mut turn, &clock, device, listener, &|| true)?;
+        self.speak(Some(plan), &mut turn, &clock, device, listener, go_on)?;
         self.finish(&mut turn, &clock, device)?;
         self.report(&mut turn, listener);
         self.reread()?;
@@ -386,6 +398,15 @@ impl Agent {
         for token in self.history.last() {
             self.lm.step(LmInput::Token(*token))?;
         }
+        Ok(())
+    }
+
+    /// Takes what came after the history out of the cache.
+    fn rewind(&mut self) -> Result<(), AgentError> {
+        if self.lm.position() < self.history.positions() {
+            return self.reread();
+        }
+        self.lm.truncate(self.history.positions());
         Ok(())
     }
 

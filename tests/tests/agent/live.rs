@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sa_device::audio::live::{Room, SimDevice};
 use sa_device::audio::{AudioDevice, Pace, WavDevice, read_wav};
 use sa_device::bundle::Bundle;
-use sa_device::conversation::{Conversation, Happening, LiveSettings, Mind};
+use sa_device::conversation::{Control, Conversation, Happening, LiveSettings, Mind};
 use sa_device::engine::{Engine, Tract};
 use sa_device::pipeline::{Agent, Event, Settings, Stopped, Turn};
 use sa_device::tools::Tools;
@@ -62,6 +62,8 @@ pub struct Bench {
     pub states: Vec<State>,
     /// How often the wake phrase was heard.
     pub woken: usize,
+    /// Answers that were thrown away.
+    pub abandoned: usize,
     /// The longest stall of the program during the last interruption, in seconds.
     pub stalled: f64,
     /// Who else is told of everything.
@@ -73,12 +75,21 @@ impl Bench {
         Self::with(room, agent(), |_| ())
     }
 
-    pub fn with(room: Room, mut agent: Agent, change: impl FnOnce(&mut LiveSettings)) -> Self {
+    pub fn with(room: Room, agent: Agent, change: impl FnOnce(&mut LiveSettings)) -> Self {
+        Self::of(room, agent, Mind::here, change)
+    }
+
+    /// The agent works on a thread of its own, by the clock on the wall: wait [patiently](Self::patiently) for it.
+    pub fn on_thread(room: Room) -> Self {
+        Self::of(room, agent(), Mind::on_thread, |_| ())
+    }
+
+    fn of(room: Room, mut agent: Agent, mind: fn(Agent) -> Mind, change: impl FnOnce(&mut LiveSettings)) -> Self {
         let device = SimDevice::new(room).expect("usual rates");
         let mut settings = LiveSettings::default();
         change(&mut settings);
         let volume = agent.tools().volume();
-        let conversation = Conversation::new(device, Mind::here(agent), settings, volume);
+        let conversation = Conversation::new(device, mind(agent), settings, volume);
         let mut bench = Self {
             conversation,
             turns: Vec::new(),
@@ -86,6 +97,7 @@ impl Bench {
             problems: Vec::new(),
             states: Vec::new(),
             woken: 0,
+            abandoned: 0,
             stalled: 0.0,
             also: Box::new(|_| ()),
         };
@@ -94,7 +106,12 @@ impl Bench {
     }
 
     pub fn frame(&mut self) {
-        let Self { turns, endpoints, problems, states, woken, also, .. } = self;
+        self.listen_to(|conversation, tell| conversation.frame(tell).expect("the simulation does not fail"));
+    }
+
+    /// What the conversation tells while it does this.
+    fn listen_to(&mut self, act: impl FnOnce(&mut Conversation<SimDevice>, &mut dyn FnMut(&Happening))) {
+        let Self { conversation, turns, endpoints, problems, states, woken, abandoned, also, .. } = self;
         let mut tell = |happening: &Happening| {
             also(happening);
             match happening {
@@ -105,10 +122,25 @@ impl Bench {
                 Happening::Problem { message } => problems.push(message.clone()),
                 Happening::State { state, .. } => states.push(*state),
                 Happening::Wake { .. } => *woken += 1,
+                Happening::Abandoned { .. } => *abandoned += 1,
                 _ => {}
             }
         };
-        self.conversation.frame(&mut tell).expect("the simulation does not fail");
+        act(conversation, &mut tell);
+    }
+
+    pub fn close(&mut self) {
+        self.listen_to(|conversation, tell| conversation.close(tell));
+    }
+
+    /// Runs until that state is reached, no faster than an agent on a thread of its own can follow.
+    pub fn patiently(&mut self, state: State) {
+        let started = std::time::Instant::now();
+        while self.conversation.state() != state {
+            self.frame();
+            std::thread::sleep(std::time::Duration::from_millis(2));
+            assert!(started.elapsed().as_secs() < 60, "{state:?} was not reached: {:?}", self.states);
+        }
     }
 
     pub fn run(&mut self, seconds: f64) {
@@ -266,4 +298,52 @@ fn a_door_and_a_short_sound_do_not_end_the_answer() {
         assert_eq!(bench.turns[0].stopped, Stopped::End, "{:?}", bench.states);
         assert!(!noticed || bench.states.contains(&State::Interrupted), "too short to be noticed: {:?}", bench.states);
     }
+}
+
+/// Who presses the key and thinks for a while before he speaks is understood as if he had not waited.
+#[test]
+fn a_pause_behind_the_talk_key_is_not_heard() {
+    let expected = in_file_mode(&mut agent(), "12-locks");
+    let mut bench = Bench::with(Room { seed: 5, stall_every: f64::INFINITY, ..Room::default() }, agent(), |live| live.turns.push_to_talk = true);
+    let key = |bench: &mut Bench, control| bench.conversation.controls().enqueue(control).expect("there is room");
+    key(&mut bench, Control::KeyDown);
+    bench.run(4.0);
+    assert_eq!(bench.conversation.state(), State::Listening);
+    bench.say("12-locks");
+    bench.run(2.5);
+    key(&mut bench, Control::KeyUp);
+    bench.until(State::Speaking, 5.0);
+    bench.until(State::Idle, 20.0);
+    let [turn] = &bench.turns[..] else { panic!("{:?}", bench.turns) };
+    assert_eq!(turn.transcript, expected);
+    assert!(turn.question_s < 3.5, "{} s were heard", turn.question_s);
+    // Nobody says anything.
+    key(&mut bench, Control::KeyDown);
+    bench.run(2.0);
+    key(&mut bench, Control::KeyUp);
+    bench.run(1.0);
+    assert_eq!((bench.conversation.state(), bench.turns.len()), (State::Idle, 1));
+}
+
+/// A conversation that ends in the middle of a turn tells it as far as it came, with the agent here and on its own thread.
+#[test]
+fn what_is_under_way_at_the_end_is_told() {
+    let room = || Room { seed: 5, stall_every: f64::INFINITY, ..Room::default() };
+    let mut bench = Bench::new(room());
+    bench.close();
+    assert!(bench.turns.is_empty() && bench.abandoned == 0, "nothing was");
+    for threaded in [false, true] {
+        let mut bench = if threaded { Bench::on_thread(room()) } else { Bench::new(room()) };
+        bench.say("01-agenda");
+        bench.patiently(State::Speaking);
+        bench.run(0.6);
+        bench.close();
+        let [turn] = &bench.turns[..] else { panic!("{:?}", bench.states) };
+        assert!(turn.stopped == Stopped::Interrupted && !turn.transcript.is_empty(), "{turn:?}");
+    }
+    let mut bench = Bench::new(room());
+    bench.say("01-agenda");
+    bench.until(State::Thinking, 15.0);
+    bench.close();
+    assert_eq!((bench.turns.len(), bench.abandoned), (0, 1), "an answer was made, and not a word of it heard");
 }

@@ -86,8 +86,8 @@ fn a_button_silences_what_rings() {
     assert_eq!(heard(&mut bench, 3.0), 0);
 }
 
-/// The words of a reminder that falls due so many seconds from now, for an agent of these settings: how many frames are heard of it.
-fn reminded(settings: Settings, seconds: f64) -> usize {
+/// A conversation in which a reminder of an agent of these settings is just beginning to be heard. It fell due so many seconds from now.
+fn reminds(settings: Settings, seconds: f64) -> Bench {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let entry = serde_json::json!({ "kind": "reminder", "at": Now::read().wall + seconds, "words": "call mom" });
     let state = serde_json::json!({ "version": 1, "entries": [entry] });
@@ -100,6 +100,12 @@ fn reminded(settings: Settings, seconds: f64) -> usize {
         bench.frame();
         assert!(started.elapsed() < Duration::from_secs(20), "nothing is said");
     }
+    bench
+}
+
+/// How many frames are heard of it.
+fn reminded(settings: Settings, seconds: f64) -> usize {
+    let mut bench = reminds(settings, seconds);
     let frames = heard(&mut bench, 5.0);
     assert_eq!((bench.conversation.state(), heard(&mut bench, 3.0)), (State::Idle, 0), "once");
     assert!(bench.problems.is_empty() && bench.turns.is_empty(), "{:?}", bench.problems);
@@ -119,4 +125,21 @@ fn a_reminder_is_said_behind_a_chime() {
 fn a_reminder_that_cannot_be_said_rings() {
     let frames = reminded(Settings { reply_seconds: 0.1, ..Settings::default() }, 1.0);
     assert!((75..100).contains(&frames), "three pairs of tones: {frames}");
+}
+
+/// Somebody speaks into the chime: then the words were not heard, and are said when there is room for them.
+#[test]
+fn a_reminder_of_which_only_the_chime_was_heard_is_said_again() {
+    let mut bench = reminds(Settings::default(), 1.0);
+    bench.run(0.1);
+    bench.interrupt("10-facts").expect("it stops");
+    bench.until(State::Listening, 2.0);
+    assert!(bench.answers(15.0), "{:?}", bench.states);
+    // As soon as the answer is over.
+    bench.until(State::Thinking, 20.0);
+    bench.until(State::Speaking, 5.0);
+    let frames = heard(&mut bench, 5.0);
+    assert!((80..300).contains(&frames), "{frames}");
+    assert_eq!((bench.conversation.state(), heard(&mut bench, 3.0)), (State::Idle, 0), "once");
+    assert_eq!(bench.turns.len(), 1, "the question");
 }
