@@ -2,8 +2,8 @@
 //!
 //! HuBERT looks both ways over a whole recording; a device cannot wait for its end. So a window slides over the audio (see
 //! `graphs::hubert`), and what that costs is measured here: the share of units that are those of the offline pass, as a curve over
-//! the look-ahead. Each point is the very graph that a bundle with that look-ahead would have, streamed over the same sounds. The curve
-//! goes into the bundle, and the shortest look-ahead of it that reaches [`AGREEMENT`] is the default.
+//! the look-ahead. Each point is the very graph that a bundle with that look-ahead would have, in the midst of the same sounds. The
+//! curve goes into the bundle, and the shortest look-ahead of it that reaches [`AGREEMENT`] is the default.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,6 @@ use sa_device::engine::Engine;
 
 use crate::budget::{Baseline, Budgets, Measured, Rules, choose};
 use crate::choice::Choice;
-use crate::compare::units_of;
 use crate::graphs::{StageGraph, Window, check_exclude, hubert};
 use crate::import::arrays::{self, Array};
 use crate::import::hubert::Hubert;
@@ -31,11 +30,12 @@ pub const AGREEMENT: f64 = 0.95;
 /// Look-aheads of the curve at even distances; between the last of them that is too short and the first that is not, the distance is
 /// halved until the shortest is found.
 const EVEN_POINTS: usize = 5;
-/// The sounds of the offline pass: so many stretches of so many seconds, from all over the samples.
+/// The sounds of the offline pass: so many stretches of at most so many seconds, from all over the samples.
 const STRETCHES: usize = 2;
-const STRETCH_SECONDS: usize = 4;
-/// Seconds on which forms of the graph are compared and timed.
-const COMPARED_SECONDS: usize = 6;
+const STRETCH_SECONDS: usize = 6;
+/// Chunks at which graphs are compared and timed, evenly over the stretches. A window depends on nothing but the audio in it, so not
+/// every chunk of a stream has to be computed.
+const CHUNKS: usize = 10;
 
 /// What to export and how.
 #[derive(Clone, Debug)]
@@ -124,10 +124,10 @@ impl Exporter<'_> {
             longest_window as f64 / RATE as f64
         );
         self.step("the offline pass");
-        let offline = self.offline(&audio, length)?;
+        let chunks = self.offline(&audio, length, chunk)?;
         let mut curve = Vec::new();
         for point in 0..EVEN_POINTS {
-            self.measure(&mut curve, &offline, &window, longest * point / (EVEN_POINTS - 1))?;
+            self.measure(&mut curve, &chunks, window(longest * point / (EVEN_POINTS - 1)))?;
         }
         let reaches = |(_, share): &&(usize, f64)| *share >= AGREEMENT;
         let look_ahead = match self.options.look_ahead_ms {
@@ -136,12 +136,12 @@ impl Exporter<'_> {
                 let Some(found) = curve.iter().find(reaches).map(|(ahead, _)| *ahead) else { break longest };
                 let too_short = curve.iter().map(|(ahead, _)| *ahead).take_while(|ahead| *ahead < found).last();
                 match too_short.filter(|too_short| too_short + 1 < found) {
-                    Some(too_short) => self.measure(&mut curve, &offline, &window, (too_short + found) / 2)?,
+                    Some(too_short) => self.measure(&mut curve, &chunks, window((too_short + found) / 2))?,
                     None => break found,
                 }
             },
         };
-        self.choose(window(look_ahead), unit_ms, curve, &offline, &audio[..audio.len().min(COMPARED_SECONDS * RATE)])
+        self.choose(window(look_ahead), unit_ms, curve, &chunks)
     }
 
     fn step(&self, message: &str) {
@@ -149,48 +149,50 @@ impl Exporter<'_> {
         self.bar.inc(1);
     }
 
-    /// Stretches of so many samples with the units that the whole of each gives.
-    fn offline(&self, audio: &[f32], length: usize) -> Result<Vec<Stretch>> {
+    /// Chunks of stretches of so many samples, with the units that the whole of a stretch gives.
+    fn offline(&self, audio: &[f32], length: usize, chunk: usize) -> Result<Chunks> {
         let graph = hubert::draw_offline(self.hubert, self.layer, Some(self.codebook), length, Precision::Fp32)?;
         let mut runner = Runner::new(self.engine, &graph)?;
         let count = STRETCHES.min(audio.len() / length);
-        let stretch = |i: usize| -> Result<Stretch> {
+        let mut chunks = Chunks::default();
+        for i in 0..count {
             let start = (audio.len() - length) * i / count.saturating_sub(1).max(1);
             let audio = audio[start..start + length].to_vec();
             let units = runner.step(&[("audio", &audio)], &[])?.i64("units")?;
-            Ok(Stretch { audio, units })
-        };
-        (0..count).map(stretch).collect()
+            let of_stretch = CHUNKS / count;
+            for j in 0..of_stretch {
+                let first = (units.len() - chunk) * (2 * j + 1) / (2 * of_stretch);
+                chunks.places.push((i, first));
+                chunks.offline.extend(&units[first..first + chunk]);
+            }
+            chunks.stretches.push(audio);
+        }
+        Ok(chunks)
     }
 
-    /// Adds the point of a look-ahead to the curve, in its place.
-    fn measure(
-        &self,
-        curve: &mut Vec<(usize, f64)>,
-        offline: &[Stretch],
-        window: &dyn Fn(usize) -> Window,
-        look_ahead: usize,
-    ) -> Result<()> {
+    /// Adds the point of a window to the curve, in its place.
+    fn measure(&self, curve: &mut Vec<(usize, f64)>, chunks: &Chunks, window: Window) -> Result<()> {
+        let Window { look_ahead, .. } = window;
         let Err(place) = curve.binary_search_by_key(&look_ahead, |(ahead, _)| *ahead) else { return Ok(()) };
         self.step(&format!("the curve: {look_ahead} units ahead"));
-        let graph = hubert::draw(self.hubert, self.layer, self.codebook, window(look_ahead), Precision::Fp32)?;
-        curve.insert(place, (look_ahead, self.streamed(&graph, look_ahead, offline)?));
+        let graph = hubert::draw(self.hubert, self.layer, self.codebook, window, Precision::Fp32)?;
+        let (units, _) = self.units_at(chunks, &graph, window)?;
+        curve.insert(place, (look_ahead, chunks.agreement(&units)));
         Ok(())
     }
 
-    /// The share of the offline pass's units that a streaming graph gives, chunk by chunk from silence on.
-    fn streamed(&self, graph: &StageGraph, look_ahead: usize, offline: &[Stretch]) -> Result<f64> {
-        let late = look_ahead + hubert::tail(self.hubert);
+    /// What a streaming graph gives at each chunk, and the median of its steps in milliseconds.
+    fn units_at(&self, chunks: &Chunks, graph: &StageGraph, window: Window) -> Result<(Vec<i64>, f64)> {
+        let hop = self.hubert.config.hop();
+        let total = (window.units() + hubert::tail(self.hubert)) * hop;
         let mut runner = Runner::new(self.engine, graph)?;
-        let mut distance = Distance::default();
-        for Stretch { audio, units } in offline {
-            let mut heard = audio.clone();
-            heard.resize(audio.len() + late * self.hubert.config.hop(), 0.0);
-            let streamed = units_of(&mut runner, graph.chunk, &heard)?;
-            let streamed = streamed.get(late..).unwrap_or_default();
-            distance.decisions(units, &streamed[..units.len().min(streamed.len())]);
+        let mut units = Vec::new();
+        for &(stretch, first) in &chunks.places {
+            let heard = heard(&chunks.stretches[stretch], first * hop, window.look_back * hop, total);
+            let (past, new) = heard.split_at(total - graph.chunk);
+            units.extend(runner.step(&[("state.audio", past), ("audio", new)], &[])?.i64("units")?);
         }
-        Ok(distance.agreement())
+        Ok((units, runner.median_ms()))
     }
 
     /// The first form within the budget that is not slower than fp32.
@@ -199,31 +201,28 @@ impl Exporter<'_> {
         window: Window,
         unit_ms: f64,
         curve: Vec<(usize, f64)>,
-        offline: &[Stretch],
-        audio: &[f32],
+        chunks: &Chunks,
     ) -> Result<(StageGraph, Report)> {
         let Options { exclude, choice, budgets, force, target, .. } = self.options;
         let draw = |precision| hubert::draw(self.hubert, self.layer, self.codebook, window, Form { exclude, ..Form::from(precision) });
-        let run = |graph: &StageGraph| -> Result<(Vec<i64>, f64)> {
-            let mut runner = Runner::new(self.engine, graph)?;
-            Ok((units_of(&mut runner, graph.chunk, audio)?, runner.median_ms()))
-        };
         self.step("fp32");
         let fp32 = draw(Precision::Fp32)?;
         check_exclude(exclude, &fp32.names).map_err(Error::msg)?;
-        let (reference, fp32_ms) = run(&fp32)?;
+        let (reference, fp32_ms) = self.units_at(chunks, &fp32, window)?;
+        let mut of_form = None;
         let rules = Rules { choice, budgets, force: *force, engine: self.engine, ort_library: target.ort_library.as_deref() };
         let (graph, mut entry) = choose(&rules, Baseline::new(fp32, None, fp32_ms), |precision| {
             self.step(precision.name());
             let graph = draw(precision)?;
-            let (units, ms) = run(&graph)?;
+            let (units, ms) = self.units_at(chunks, &graph, window)?;
+            of_form = Some(chunks.agreement(&units));
             let mut distance = Distance::default();
             distance.decisions(&reference, &units);
             let agreement = distance.agreement();
             Ok((graph, Measured { error: 1.0 - agreement, agreement: Some(agreement), ms, ..Measured::default() }))
         })?;
-        self.step("the chosen graph against the offline pass");
-        let chosen = self.streamed(&graph, window.look_ahead, offline)?;
+        // The form that is drawn last is the chosen one, unless that is the baseline.
+        let chosen = of_form.filter(|_| graph.precision != Precision::Fp32).unwrap_or_else(|| chunks.agreement(&reference));
         entry.streaming = Some(Streaming { window, unit_ms, scale: Scale::Agreement, curve, chosen, wanted: AGREEMENT });
         let mut report = Report::new(self.engine, self.samples);
         report.stages.push(entry);
@@ -231,8 +230,31 @@ impl Exporter<'_> {
     }
 }
 
-/// Audio, and the units that the whole of it gives.
-struct Stretch {
-    audio: Vec<f32>,
-    units: Vec<i64>,
+/// Where graphs are compared.
+#[derive(Default)]
+struct Chunks {
+    stretches: Vec<Vec<f32>>,
+    /// The stretch and the first unit of each chunk.
+    places: Vec<(usize, usize)>,
+    /// The units of all chunks as the whole of their stretches gives them.
+    offline: Vec<i64>,
+}
+
+impl Chunks {
+    /// The share of units that are those of the offline pass.
+    fn agreement(&self, units: &[i64]) -> f64 {
+        let mut distance = Distance::default();
+        distance.decisions(&self.offline, units);
+        distance.agreement()
+    }
+}
+
+/// So many samples from `back` before `place` on; outside the audio is silence.
+fn heard(audio: &[f32], place: usize, back: usize, total: usize) -> Vec<f32> {
+    let before = back.saturating_sub(place);
+    let from = place.saturating_sub(back);
+    let mut heard = vec![0.0; before];
+    heard.extend(&audio[from..audio.len().min(from + total - before)]);
+    heard.resize(total, 0.0);
+    heard
 }

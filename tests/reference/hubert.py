@@ -286,12 +286,18 @@ def check_default(case, binaries):
     hop, field = geometry(case)
     sound = sound.astype(np.float32) / 32768
     offline = case.units(features(case.model, sound, LAYER, case.normalise))
+    back, chunk = 640 * 16 // hop, 160 * 16 // hop
+    # Ten chunks, evenly over the only stretch.
+    places = [(len(offline) - chunk) * (2 * i + 1) // 20 for i in range(10)]
+    expected = np.concatenate([offline[place : place + chunk] for place in places])
     for ahead in {0.0, chosen}:
         units = round(ahead * 16 / hop)
-        late = units + -(-(field - hop) // hop)
-        heard = np.concatenate([sound, np.zeros((late + 8) * hop, np.float32)])
-        found = np.concatenate(list(windows(case, heard, 640 * 16 // hop, 160 * 16 // hop, units)))[late:]
-        share, stored = (found[: len(offline)] == offline).mean(), dict(curve)[ahead]
+        silence = np.zeros((back + units + 8) * hop, np.float32)
+        heard = np.concatenate([silence[: back * hop], sound, silence])
+        length = (back + chunk + units - 1) * hop + field
+        found = [features(case.model, heard[place * hop :][:length], LAYER, case.normalise) for place in places]
+        found = np.concatenate([case.units(window)[back : back + chunk] for window in found])
+        share, stored = (found == expected).mean(), dict(curve)[ahead]
         print(f"{case.name:<16} {ahead:.0f} ms ahead: {100 * stored:.1f} % of the offline units, in transformers {100 * share:.1f} %")
         assert abs(share - stored) <= 0.01, (ahead, share, stored)
     assert figures["agreement_with_offline"] == dict(curve)[chosen], "the fp32 graph itself is a point of the curve"

@@ -26,7 +26,7 @@ pub struct Window {
 }
 
 impl Window {
-    fn units(self) -> usize {
+    pub fn units(self) -> usize {
         self.look_back + self.chunk + self.look_ahead
     }
 }
