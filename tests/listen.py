@@ -4,7 +4,7 @@
     tests/listen.py --agent SA_AGENT --bundle DIR --samples DIR --scratch DIR [--judge PYTHON]
 
 There is no sound card here, so two null sinks of a PulseAudio of its own stand for microphone and speaker. Sound may be lost
-under load (the machine is shared), so the conversation may be tried three times; what counts is whether it can be had at all.
+under load (the machine is shared), so each part may be tried three times; what counts is whether it can be had at all.
 Right means: each question becomes one turn, most of them with the words that were said; the agent does not answer itself; its
 speech is in the recording, and the judge understands it; hooks and socket tell what it does while it does it, and its field log is
 replayed to the same decisions. Then the sound server dies and comes back; its output is not read, or on a full disk; a key takes the
@@ -410,20 +410,20 @@ def main():
     parser.add_argument("--judge", help="the Python that has pocketsphinx; without it nobody listens to the recording")
     args = parser.parse_args()
     parts = [part for part in (check, unplug, outputs, keys, wake, examine) if args.only in (None, part.__name__)]
-    for attempt in range(1, 4):
-        folder = os.path.join(args.scratch, f"listen-{attempt}")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.makedirs(folder)
-        try:
-            for part in parts:
-                inside = os.path.join(folder, part.__name__)
-                os.makedirs(inside)
-                part(args, inside)
-            print(f"listen: a conversation of {len(QUESTIONS)} turns over PulseAudio (attempt {attempt})")
-            return 0
-        except Failed as failure:
-            print(f"listen: attempt {attempt}: {failure}")
-    return 1
+    for part in parts:
+        for attempt in range(1, 4):
+            folder = os.path.join(args.scratch, f"listen-{part.__name__}-{attempt}")
+            shutil.rmtree(folder, ignore_errors=True)
+            os.makedirs(folder)
+            try:
+                part(args, folder)
+                break
+            except (Failed, subprocess.SubprocessError) as failure:
+                print(f"listen: {part.__name__}, attempt {attempt}: {failure}")
+        else:
+            return 1
+    print(f"listen: a conversation of {len(QUESTIONS)} turns over PulseAudio" if check in parts else "listen: passed")
+    return 0
 
 
 if __name__ == "__main__":
