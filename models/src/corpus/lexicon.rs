@@ -1,10 +1,9 @@
 //! Phones of words, from espeak-ng's own transcription: the targets of the tokenizer's CTC.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::Write;
-use std::process::{Command, Stdio};
 
 use super::Error;
+use super::process::execute_on;
 
 /// Phones of each word, and the inventory. The id of a phone is its line + 1: 0 is the CTC blank.
 #[derive(Debug, Clone)]
@@ -30,32 +29,17 @@ fn plain(phone: &str) -> Option<String> {
 /// Asks espeak-ng for the phones of many words in one process.
 ///
 /// # Errors
-/// [`Error::Synthesiser`] when espeak-ng is missing, fails, or answers with another number of lines.
+/// [`Error::Synthesiser`] when espeak-ng is missing, fails, comes to no end, or answers with another number of lines.
 pub fn phonemise(words: &BTreeSet<String>) -> Result<BTreeMap<String, Vec<String>>, Error> {
-    let failed = |what: String| Error::Synthesiser(format!("espeak-ng (phones of {} words): {what}", words.len()));
-    let mut child = Command::new("espeak-ng")
-        .args(["-q", "-x", "--sep=_", "-v", "en-us"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| super::process::not_started("espeak-ng", "espeak-ng", &error))?;
-    let mut input = child.stdin.take().expect("piped above");
-    // in isolation the article would be the letter's name
-    let lines = words.iter().fold(String::new(), |text, word| text + word + "\n");
-    let writer = std::thread::spawn(move || input.write_all(lines.as_bytes()));
-    let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
-    writer.join().expect("writing to a pipe does not panic").map_err(|error| failed(error.to_string()))?;
-    if !output.status.success() {
-        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let text = words.iter().fold(String::new(), |text, word| text + word + "\n");
+    let printed = execute_on(text.into_bytes(), "espeak-ng", "espeak-ng", &["-q", "-x", "--sep=_", "-v", "en-us"].map(str::to_owned))?;
+    let lines: Vec<&str> = printed.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     if lines.len() != words.len() {
-        return Err(failed(format!("answered with {} lines", lines.len())));
+        return Err(Error::Synthesiser(format!("espeak-ng answered {} words with {} lines of phones", words.len(), lines.len())));
     }
     let mut phones: BTreeMap<String, Vec<String>> =
         words.iter().zip(lines).map(|(word, line)| (word.clone(), line.split(['_', ' ']).filter_map(plain).collect())).collect();
+    // In isolation the article would be the letter's name.
     if let Some(article) = phones.get_mut("a") {
         *article = vec!["@".to_owned()];
     }

@@ -1,6 +1,6 @@
 //! Other programs, run for what they print or write.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::Error;
 
 /// The error of a program that did not start, with what to install.
-pub(super) fn not_started(program: &str, package: &str, error: &std::io::Error) -> Error {
+fn not_started(program: &str, package: &str, error: &std::io::Error) -> Error {
     Error::Synthesiser(if error.kind() == std::io::ErrorKind::NotFound {
         format!("{program} is not installed: on Debian or Ubuntu, `apt-get install {package}`")
     } else {
@@ -16,7 +16,7 @@ pub(super) fn not_started(program: &str, package: &str, error: &std::io::Error) 
     })
 }
 
-/// Longest that a synthesiser may take over one sentence: far more than a slow one needs, and not for ever.
+/// Longest that a synthesiser may take over one sentence, or over the phones of all words: far more than a slow one needs, and not for ever.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Runs a program that must succeed, and returns what it printed; `package` is what to install where it is missing.
@@ -24,15 +24,28 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// # Errors
 /// [`Error::Synthesiser`] when it is missing, fails, or comes to no end.
 pub(super) fn execute(program: &str, package: &str, arguments: &[String]) -> Result<String, Error> {
-    execute_within(PATIENCE, program, package, arguments)
+    execute_within(PATIENCE, program, package, arguments, None)
 }
 
-fn execute_within(patience: Duration, program: &str, package: &str, arguments: &[String]) -> Result<String, Error> {
+/// The same, with `input` on the program's standard input.
+///
+/// # Errors
+/// As those of [`execute`].
+pub(super) fn execute_on(input: Vec<u8>, program: &str, package: &str, arguments: &[String]) -> Result<String, Error> {
+    execute_within(PATIENCE, program, package, arguments, Some(input))
+}
+
+fn execute_within(patience: Duration, program: &str, package: &str, arguments: &[String], input: Option<Vec<u8>>) -> Result<String, Error> {
     let failed = |what: String| Error::Synthesiser(format!("{program} {}: {what}", arguments.join(" ")));
     let started = Instant::now();
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
+    command.args(arguments).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| not_started(program, package, &error))?;
+    if let (Some(mut pipe), Some(input)) = (child.stdin.take(), input) {
+        // On a thread: it may never be read. Whoever does not want it closes the pipe, which is no failure.
+        std::thread::spawn(move || drop(pipe.write_all(&input)));
+    }
     // Both pipes are read while it runs: it would wait for a full one to be emptied.
     let (printed, errors) = (collect(child.stdout.take()), collect(child.stderr.take()));
     let mut in_time = || {
@@ -78,14 +91,21 @@ mod tests {
 
     #[test]
     fn a_program_that_hangs_is_stopped_and_much_print_is_read() {
-        let shell =
-            |patience, script: &str| execute_within(Duration::from_millis(patience), "sh", "dash", &["-c".to_owned(), script.to_owned()]);
+        let given = |input, patience, script: &str| {
+            execute_within(Duration::from_millis(patience), "sh", "dash", &["-c".to_owned(), script.to_owned()], input)
+        };
+        let shell = |patience, script: &str| given(None, patience, script);
         let started = Instant::now();
         for script in ["exec sleep 60", "exec sleep 60 >&- 2>&-"] {
             let error = shell(300, script).unwrap_err().to_string();
             assert!(error.contains("sleep 60") && error.contains("after 0.3 s"), "{error}");
         }
+        // More than a pipe holds, which nobody reads.
+        let error = given(Some(vec![0; 1 << 20]), 300, "exec sleep 60").unwrap_err().to_string();
+        assert!(error.contains("after 0.3 s"), "{error}");
         assert!(started.elapsed() < Duration::from_secs(30));
+        assert_eq!(given(Some(vec![b'a'; 1 << 20]), 60_000, "cat").unwrap().len(), 1 << 20);
+        assert_eq!(given(Some(vec![b'a'; 1 << 20]), 60_000, "echo no need").unwrap(), "no need\n");
         let printed = shell(60_000, "head -c 200000 /dev/zero >&2; head -c 200000 /dev/zero").unwrap();
         assert_eq!(printed.len(), 200_000);
         let error = shell(60_000, "echo no voice >&2; exit 3").unwrap_err().to_string();
