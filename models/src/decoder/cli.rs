@@ -50,9 +50,9 @@ pub struct Args {
     /// Instead of training: speak the replies of --split from their units with this checkpoint, into --output
     #[arg(long, value_name = "CHECKPOINT")]
     synthesise: Option<PathBuf>,
-    /// Split to speak: train, dev or test
-    #[arg(long, default_value = "test")]
-    split: String,
+    /// Split to speak
+    #[arg(long, value_enum, default_value_t = Split::Test)]
+    split: Split,
     /// Speak at most so many replies
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
@@ -64,8 +64,7 @@ pub fn run(args: Args) -> Result<()> {
     let units = UnitStore::open(&args.units).context("while opening the units")?;
     if let Some(folder) = &args.synthesise {
         let network = train::load(folder, &args.common.device.device()?)?;
-        let split = parse_split(&args.split)?;
-        let clips = clips(&corpus, &units, corpus.replies(split), args.limit, &network.config)?;
+        let clips = clips(&corpus, &units, corpus.replies(args.split), args.limit, &network.config)?;
         let count = write_speech(&network, &clips, &args.common.output)?;
         println!("{count} replies spoken into {}", args.common.output.display());
         return Ok(());
@@ -98,15 +97,6 @@ pub fn run(args: Args) -> Result<()> {
     let samples = args.common.output.join("samples");
     write_speech(&network, &held_out[..args.samples.min(held_out.len())], &samples)?;
     Ok(())
-}
-
-fn parse_split(name: &str) -> Result<Split> {
-    Ok(match name {
-        "train" => Split::Train,
-        "dev" => Split::Dev,
-        "test" => Split::Test,
-        other => anyhow::bail!("--split {other}: it is train, dev or test"),
-    })
 }
 
 /// Replies with their units and sound.
