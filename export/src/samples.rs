@@ -1,10 +1,11 @@
 //! Audio that graphs are compared on: WAV files of a folder, test questions of a corpus, or seeded sounds where there
 //! is neither.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use sa_models::corpus::{Corpus, Split, wave};
+use sa_models::folder::files;
 
 /// Most seconds of one file, and of all of them: enough for figures, quick enough for every export.
 const FILE_SECONDS: usize = 20;
@@ -12,15 +13,6 @@ const TOTAL_SECONDS: usize = 240;
 const RATE: usize = 16_000;
 /// Questions taken from a corpus.
 const CORPUS_QUESTIONS: usize = 100;
-
-/// The files of a folder whose names end in `.extension`, in order of their names.
-pub fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(dir).with_context(|| format!("opening the folder {}", dir.display()))?;
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension)));
-    paths.sort();
-    Ok(paths)
-}
 
 /// Audio for the comparisons.
 pub struct Samples {

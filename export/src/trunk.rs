@@ -14,6 +14,7 @@ use indicatif::ProgressBar;
 use sa_device::bundle::{Bundle, FileEntry, Manifest, StageName, Stages};
 use sa_device::engine::Engine;
 use sa_device::vocabulary::SPECIALS;
+use sa_models::folder::files;
 use sa_models::lm::Config;
 use tokenizers::Tokenizer;
 
@@ -28,7 +29,6 @@ use crate::prove::{Distance, Item, arg_max, lm_step, text_step};
 use crate::reference::Reference;
 use crate::report::Report;
 use crate::runner::{RunError, Runner};
-use crate::samples::files;
 use crate::target::{RATE, Target, progress};
 
 /// Positions that forms are compared on; one different token of them is within the budget of 99.5 %.
