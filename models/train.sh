@@ -75,11 +75,14 @@ step "language model"
 "$bin/sa-align" lm --corpus "$run/corpus" --units "$run/units" --output "$run/lm" --seed "$SEED" --threads "$THREADS" ${LM_STEPS:+--steps "$LM_STEPS"} $LM_FLAGS
 
 step "checkpoint and bundle"
-# What they are made of, program included: where it is as it was, bundle and report are there.
+# What bundle and report are made of, programs included. Each has a mark of its own, so that a kill in the evaluation costs no second export.
 parts=("$run"/{tokenizer,decoder,lm}/checkpoint/{config.json,model.safetensors} "$run/corpus/manifest.json" "$bin/sa-export" "$bin/sa-align")
 made_of=$(cat "${parts[@]}" <(echo "$PRECISION $EXPORT_FLAGS") | sha256sum)
-if [ "$(cat "$run/made-of.txt" 2>/dev/null)" != "$made_of" ]; then
-  rm -rf "$run/checkpoint.partial"
+made() { # mark, a file that is there when all is
+  [ -s "$2" ] && [ "$(cat "$1" 2>/dev/null)" = "$made_of" ]
+}
+if ! made "$run/bundle.made-of" "$run/bundle/bundle.toml"; then
+  rm -rf "$run/checkpoint.partial" "$run/bundle.made-of"
   mkdir -p "$run/checkpoint.partial"
   for part in tokenizer decoder lm; do
     mkdir "$run/checkpoint.partial/$part"
@@ -93,13 +96,14 @@ if [ "$(cat "$run/made-of.txt" 2>/dev/null)" != "$made_of" ]; then
   samples=("--samples" "$run/corpus")
   grep -qs '"split":"test"' "$run"/corpus/questions/*.jsonl || samples=()
   "$bin/sa-export" "$PRECISION" --checkpoint "$run/checkpoint" --output "$run/bundle" "${samples[@]}" --name nano $EXPORT_FLAGS
+  echo "$made_of" > "$run/bundle.made-of"
 fi
 
 step "evaluation on the test questions"
-if [ "$(cat "$run/made-of.txt" 2>/dev/null)" != "$made_of" ]; then
+if ! made "$run/report.made-of" "$run/report.txt"; then
   "$bin/sa-align" lm --corpus "$run/corpus" --units "$run/units" --evaluate "$run/lm/checkpoint" > "$run/report.partial"
   mv "$run/report.partial" "$run/report.txt"
-  echo "$made_of" > "$run/made-of.txt"
+  echo "$made_of" > "$run/report.made-of"
 fi
 cat "$run/report.txt"
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# models/train.sh in sizes that need a minute: killed in its last training, gone on with, and called again when all is done.
+# models/train.sh in sizes that need a minute: killed in its last training, gone on with, and called again when all is done and when the
+# bundle is gone.
 #   tests/train.sh SCRATCH_FOLDER
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -41,4 +42,10 @@ started=$SECONDS
 models/train.sh "$run" > "$run/call3.log" 2>&1 || fail "the third call failed"
 [ "$bundle" = "$(sha256sum "$run"/bundle/*)" ] || fail "the bundle was made again"
 [ $((SECONDS - started)) -le 60 ] || fail "with nothing left to do it took $((SECONDS - started)) s"
+
+report=$(stat -c %i "$run/report.txt")
+rm -r "$run/bundle"
+models/train.sh "$run" > "$run/call4.log" 2>&1 || fail "the fourth call failed"
+[ -s "$run/bundle/bundle.toml" ] || fail "a bundle that was deleted was not made again"
+[ "$report" = "$(stat -c %i "$run/report.txt")" ] || fail "the evaluation was made again for a bundle that was deleted"
 tail -n 9 "$run/call3.log"
