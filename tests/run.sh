@@ -17,7 +17,6 @@ log=$(mktemp)
 scratch=$(mktemp -d)
 trap 'rm -rf "$log" "$scratch"' EXIT
 started=$SECONDS
-# Where SA_TEST_ALL is 1 (CI), what is left out is a failure.
 SA_TEST_ALL=${SA_TEST_ALL:-0}
 export SA_TEST_ALL
 missing=0
@@ -45,8 +44,8 @@ if [ -n "$SA_ORT_LIBRARY" ]; then
   passed=$((passed + ort_passed)) failed=$((failed + ort_failed)) ignored=$((ignored - ort_passed - ort_failed))
 else
   # They are among the ignored already.
-  ignored=$((ignored - 1))
-  left_out 1 "the tests of the second engine, which need libonnxruntime.so (tests/setup.sh test says why it is not there; SA_ORT_LIBRARY names one)"
+  missing=$((missing + 1))
+  echo "left out: the tests of the second engine, which need libonnxruntime.so (tests/setup.sh test says why it is not there; SA_ORT_LIBRARY names one)"
 fi
 
 check() { # name, command...
