@@ -5,7 +5,7 @@ mod agent;
 mod wave;
 
 pub use agent::{Outcome, Talk};
-pub use wave::{Form, levels, question_in, read_wav, write_wav};
+pub use wave::{Form, LOUD, levels, onset, question_in, read_wav, write_wav};
 
 use std::path::{Path, PathBuf};
 
@@ -88,12 +88,19 @@ pub fn tools_for(conversation: &[Sample], folder: &Path) -> Result<PathBuf> {
 
 /// Copies the bundle under test to where a test may damage it.
 pub fn copy_bundle(to: &Path) -> Result<Vec<String>> {
+    copy_files(&bundle(), to)
+}
+
+/// Copies the files that lie in a folder into another, which is made if it is missing; returns their names, sorted.
+pub fn copy_files(from: &Path, to: &Path) -> Result<Vec<String>> {
     std::fs::create_dir_all(to)?;
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(bundle()).with_context(|| format!("while listing {}", bundle().display()))? {
+    for entry in std::fs::read_dir(from).with_context(|| format!("while listing {}", from.display()))? {
         let entry = entry?;
-        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
-        names.push(entry.file_name().to_string_lossy().into_owned());
+        if entry.path().is_file() {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).with_context(|| format!("while copying {}", entry.path().display()))?;
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
     }
     names.sort();
     Ok(names)

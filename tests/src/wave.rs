@@ -79,6 +79,14 @@ fn resample(samples: &[f32], up: u32, down: u32) -> Vec<f32> {
     (0..length).map(at).collect()
 }
 
+/// A sample of a voice is loud from here on, at the loudness of the samples and of a corpus.
+pub const LOUD: f32 = 0.03;
+
+/// The first loud sample; none where it is silent.
+pub fn onset(voice: &[f32]) -> Option<usize> {
+    voice.iter().position(|sample| sample.abs() > LOUD)
+}
+
 /// Root mean square, peak, and share of samples at full scale.
 pub fn levels(samples: &[f32]) -> (f32, f32, f32) {
     let n = samples.len().max(1) as f32;

@@ -24,6 +24,7 @@ use sa_export::import::speech::Speech;
 use sa_export::inspect;
 use sa_export::onnx::Precision;
 use sa_export::weights::Weights;
+use sa_tests::copy_files;
 
 #[derive(Parser)]
 struct Args {
@@ -89,16 +90,15 @@ fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
 fn read(path: &Path) -> Result<()> {
     let name = path.file_name().context("a file has a name")?.to_string_lossy().into_owned();
     let folder = path.parent().unwrap_or(Path::new("."));
-    let text = || std::fs::read_to_string(path);
     match name.as_str() {
-        "vocabulary.txt" => drop(Vocabulary::parse(&text()?)?),
         MANIFEST => read_bundle(folder)?,
         _ if name.ends_with(".onnx") => read_graph(folder, path)?,
-        _ if name.starts_with("kmeans.") => drop(arrays::kmeans(path)?),
         _ if folder.join(MANIFEST).exists() => {
             hash_again(folder)?;
             read_bundle(folder)?;
         }
+        "vocabulary.txt" => drop(Vocabulary::parse(&std::fs::read_to_string(path)?)?),
+        _ if name.starts_with("kmeans.") => drop(arrays::kmeans(path)?),
         _ if name.ends_with(".json") || name.starts_with("model.") || name.starts_with("pytorch_model.") => read_checkpoint(folder)?,
         _ if name.starts_with("g_") => read_hifigan(path)?,
         _ => read_hubert(path)?,
@@ -174,17 +174,6 @@ fn read_graph(folder: &Path, path: &Path) -> Result<()> {
     Ok(session.run()?)
 }
 
-/// Copies what lies beside a file.
-fn copy_beside(file: &Path, place: &Path) -> Result<()> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    for entry in std::fs::read_dir(folder).context("reading a folder")?.flatten() {
-        if entry.path().is_file() {
-            std::fs::copy(entry.path(), place.join(entry.file_name())).context("copying")?;
-        }
-    }
-    Ok(())
-}
-
 fn main() -> Result<()> {
     let args = Args::parse();
     let folder = tempfile::tempdir().context("making a folder")?;
@@ -194,8 +183,8 @@ fn main() -> Result<()> {
     for (index, file) in args.files.iter().enumerate() {
         let good = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
         let place = folder.path().join(index.to_string());
-        std::fs::create_dir(&place).context("making a folder")?;
-        copy_beside(file, &place)?;
+        let beside = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        copy_files(beside, &place)?;
         let path = place.join(file.file_name().context("a file has a name")?);
         read(&path).with_context(|| format!("{} is not good before it is damaged", file.display()))?;
         let (mut seed, mut refused) = (args.seed, 0);

@@ -1,9 +1,8 @@
 //! Is the question complete? What turn-taking asks the agent in a pause, on the shipped bundle.
 
-use sa_device::audio::read_wav;
 use sa_device::pipeline::Agent;
 
-use super::live::{agent, nano, sample};
+use super::live::{agent, nano, voice};
 
 /// What the agent thinks after these samples and 300 ms of a quiet room; the question is thrown away.
 fn ask(agent: &mut Agent, samples: &[f32]) -> f32 {
@@ -34,7 +33,7 @@ fn a_question_that_breaks_off_does_not_seem_complete() {
         if row["category"] == "nonspeech" {
             continue;
         }
-        let voice = read_wav(&sample(row["wav"].as_str().expect("a name").trim_end_matches(".wav")), 30.0).expect("a sample");
+        let voice = voice(row["wav"].as_str().expect("a name").trim_end_matches(".wav"));
         let level = |at: usize| voice[at..at + 320].iter().map(|x| x * x).sum::<f32>();
         let middle = voice.len() / 2;
         let softest = (middle - 2400..middle + 2400).step_by(160).min_by(|a, b| level(*a).total_cmp(&level(*b))).expect("some");

@@ -2,17 +2,15 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use sa_device::audio::live::Room;
-use sa_device::bundle::Bundle;
 use sa_device::conversation::Control;
 use sa_device::engine::Tract;
 use sa_device::field::replay::replay;
 use sa_device::field::{self, FieldLog, Keep, Logged};
-use sa_device::pipeline::{Agent, Past, Settings, Stopped};
-use sa_device::tools::Tools;
+use sa_device::pipeline::{Past, Settings, Stopped};
 use sa_device::turns::State;
 use sa_tests::{Talk, bundle, conversations, tools_for};
 
-use crate::live::{Bench, nano};
+use crate::live::{Bench, agent_with};
 
 #[test]
 fn a_conversation_is_replayed_to_the_same_decisions() -> Result<()> {
@@ -44,11 +42,8 @@ fn a_conversation_is_replayed_to_the_same_decisions() -> Result<()> {
 fn a_live_conversation_is_replayed_to_the_same_decisions() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let dir = folder.path().join("log");
-    let open = || -> Result<Agent> {
-        let bundle = Bundle::open(&nano().join("bundle"))?;
-        Ok(Agent::open(&Tract, bundle, Tools::built_in(), Settings::default())?)
-    };
-    let agent = open()?;
+    let open = || agent_with(&Tract, Settings::default());
+    let agent = open();
     let keep = Keep { bytes: 100_000_000, audio: true };
     let mut log = FieldLog::open(&dir, keep, agent.bundle(), &Settings::default())?;
     let mut bench = Bench::with(Room { seed: 7, stall_every: f64::INFINITY, ..Room::default() }, agent, |settings| {
@@ -85,7 +80,7 @@ fn a_live_conversation_is_replayed_to_the_same_decisions() -> Result<()> {
     happenings.try_iter().for_each(|happening| log.happening(&happening));
     ensure!(log.close().is_none(), "the disk has room");
 
-    let mut agent = open()?;
+    let mut agent = open();
     let logged = field::read(&dir)?;
     for turn in &logged {
         let (_, differences) = replay(&mut agent, turn)?;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sa_device::audio::live::{Room, SimDevice};
+use sa_device::audio::live::{FRAME, Room, SimDevice};
 use sa_device::audio::{AudioDevice, Pace, WavDevice, read_wav};
 use sa_device::bundle::Bundle;
 use sa_device::conversation::{Control, Conversation, Happening, LiveSettings, Mind};
@@ -10,6 +10,7 @@ use sa_device::engine::{Engine, Tract};
 use sa_device::pipeline::{Agent, Event, Settings, Stopped, Turn};
 use sa_device::tools::Tools;
 use sa_device::turns::State;
+use sa_tests::onset;
 
 /// Questions that need no turn before, with what the user says into the answer of some.
 const QUESTIONS: [&str; 12] = [
@@ -33,6 +34,11 @@ pub fn nano() -> PathBuf {
 
 pub fn sample(name: &str) -> PathBuf {
     nano().join("samples").join(format!("{name}.wav"))
+}
+
+/// The samples of a sample question.
+pub fn voice(name: &str) -> Vec<f32> {
+    read_wav(&sample(name), 30.0).expect("a sample")
 }
 
 pub fn agent() -> Agent {
@@ -185,7 +191,7 @@ impl Bench {
     }
 
     pub fn say(&mut self, name: &str) {
-        self.hear(&read_wav(&sample(name), 30.0).expect("a sample"));
+        self.hear(&voice(name));
     }
 
     pub fn hear(&mut self, voice: &[f32]) {
@@ -194,9 +200,9 @@ impl Bench {
 
     /// Seconds from the first loud sample of the user to a speaker that is silent; none if it speaks on.
     pub fn interrupt(&mut self, name: &str) -> Option<f64> {
-        let voice = read_wav(&sample(name), 30.0).expect("a sample");
-        let onset = voice.chunks(160).position(|chunk| chunk.iter().any(|x| x.abs() > 0.03)).expect("it is not silent");
-        self.conversation.device().say(&voice[onset * 160..]);
+        let voice = voice(name);
+        let onset = onset(&voice).expect("it is not silent");
+        self.conversation.device().say(&voice[onset / FRAME * FRAME..]);
         self.conversation.device().take_loudness();
         let started = self.conversation.device().now();
         let (mut silent, mut before) = (0, started);
@@ -284,8 +290,8 @@ fn a_door_and_a_short_sound_do_not_end_the_answer() {
             ((state >> 16) as f32 / 32_768.0 - 1.0) * 0.5 * (-(i as f32) / 800.0).exp()
         })
         .collect();
-    let voice = read_wav(&sample("12-locks"), 30.0).expect("a sample");
-    let onset = voice.iter().position(|x| x.abs() > 0.03).expect("it is not silent");
+    let voice = voice("12-locks");
+    let onset = onset(&voice).expect("it is not silent");
     for (sound, noticed) in [(&door[..], false), (&voice[onset..onset + 3200], true)] {
         let mut bench = Bench::new(Room { seed: 5, stall_every: f64::INFINITY, ..Room::default() });
         bench.say("16-repeat");

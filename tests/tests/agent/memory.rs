@@ -2,15 +2,15 @@
 
 use std::sync::mpsc::sync_channel;
 
-use sa_device::audio::{Capture, Captured, Pace, WavDevice, read_wav};
+use sa_device::audio::{Capture, Captured, Pace, WavDevice};
 use sa_device::engine::Tract;
 use sa_device::pipeline::{Agent, Event, Settings, Stopped, Turn};
 
-use super::live::{agent_with, sample};
+use super::live::{agent_with, voice};
 
 fn answer(agent: &mut Agent, name: &str) -> Turn {
     agent.begin("test").expect("begins");
-    agent.push(&read_wav(&sample(name), 30.0).expect("a sample"), None).expect("hears");
+    agent.push(&voice(name), None).expect("hears");
     let mut device = WavDevice::new(Vec::new(), Vec::new(), Pace::Fast, 30.0).expect("nothing to read");
     agent.answer(&mut device, &mut |_: &Event| {}, &|| true).expect("answers")
 }

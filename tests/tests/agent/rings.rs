@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use sa_device::audio::live::Room;
-use sa_device::audio::read_wav;
 use sa_device::conversation::Control;
 use sa_device::engine::Tract;
 use sa_device::pipeline::Settings;
 use sa_device::tools::Now;
 use sa_device::turns::State;
+use sa_tests::{LOUD, onset};
 
-use super::live::{Bench, agent, agent_with, in_file_mode, sample};
+use super::live::{Bench, agent, agent_with, in_file_mode, voice};
 
 /// Frames of 10 ms in which the speaker is louder than this are heard.
 const HEARD: f64 = 0.01;
@@ -60,8 +60,8 @@ fn a_timer_rings_until_it_is_stopped() {
     bench.until(State::Idle, 20.0);
     until_heard(&mut bench);
     // Who talks on and on does not silence it.
-    let voice = read_wav(&sample("17-smalltalk"), 30.0).expect("a sample");
-    let words = voice.iter().position(|x| x.abs() > 0.03).expect("words")..voice.iter().rposition(|x| x.abs() > 0.03).expect("words");
+    let voice = voice("17-smalltalk");
+    let words = onset(&voice).expect("words")..voice.iter().rposition(|x| x.abs() > LOUD).expect("words");
     bench.hear(&voice[words].iter().copied().cycle().take(8 * 16_000).collect::<Vec<f32>>());
     assert!(bench.listens(5.0));
     bench.run(4.0);

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use sa_device::audio::live::{Counts, Duplex, Frame, Room, SimDevice};
-use sa_device::audio::{AudioDevice, AudioError, Capture, read_wav};
+use sa_device::audio::{AudioDevice, AudioError, Capture};
 use sa_device::bundle::{StageEntry, TensorEntry};
 use sa_device::conversation::{Conversation, ConversationError, Happening, LiveSettings, Mind, Order, Report};
 use sa_device::engine::{Engine, EngineError, Session, Tract};
 use sa_device::pipeline::{Event, Settings, Stopped};
 use sa_device::turns::State;
 
-use super::live::{agent_with, sample};
+use super::live::{agent_with, voice};
 
 type Hindrance = Arc<dyn Fn(&str) + Send + Sync>;
 
@@ -80,10 +80,6 @@ fn slow(graph: &'static str, by: Duration) -> Hindered {
 /// As in `listen`: the decoder has a thread of its own.
 fn settings() -> Settings {
     Settings { threads: 2, ..Settings::default() }
-}
-
-fn voice(name: &str) -> Vec<f32> {
-    read_wav(&sample(name), 30.0).expect("a sample")
 }
 
 /// The simulated device, four times as fast as the clock on the wall and no faster.

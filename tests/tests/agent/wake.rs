@@ -8,7 +8,7 @@ use sa_device::engine::Tract;
 use sa_device::turns::State;
 use sa_device::wake::{WakeError, WakePhrase, WakeSettings};
 
-use super::live::{Bench, agent, sample};
+use super::live::{Bench, agent, voice};
 
 fn recording(name: &str) -> Vec<f32> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("wake").join(format!("{name}.wav"));
@@ -70,7 +70,7 @@ fn bad_recordings_and_files_are_refused() {
     assert!(matches!(enrol(&[vec![0.0; 16_000]]), Err(WakeError::Silent { number: 1 })));
     let short = recording("alone")[6000..9000].to_vec();
     assert!(matches!(enrol(&[recording("alone"), short]), Err(WakeError::Short { number: 2, .. })));
-    let other = read_wav(&sample("10-facts"), 10.0).expect("a sample");
+    let other = voice("10-facts");
     assert!(matches!(enrol(&[recording("enrol-1"), recording("enrol-2"), other]), Err(WakeError::Different { .. })));
 
     let folder = tempfile::tempdir().expect("a folder");
