@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use sa_tests::{Form, Talk, plain_question, question_in, read_wav, write_wav};
+use sa_tests::{Form, Talk, levels, plain_question, question_in, read_wav, samples, write_wav};
 
 const PLAIN: Form = Form { rate: (1, 1), channels: 1, bits: 16, float: false };
 /// Share of units that a conversion leaves as they are (97, 97, 88 and 97 % of 33 on the shipped tokenizer, whose choice
@@ -159,33 +159,56 @@ fn silence_is_told_and_noise_gets_an_answer() -> Result<()> {
     Ok(())
 }
 
-/// A question that music plays over is understood, or answered with words; one that lets wait for itself is understood like one that does not.
+/// Questions that music plays over are understood, nearly all of them (23 of 27 on the shipped bundle); each is answered with words.
 #[test]
-fn a_question_in_music_and_a_late_one_are_answered() -> Result<()> {
+fn questions_in_music_are_understood() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let question = plain_question()?;
-    let (speech, _) = read_wav(&question.wav)?;
-    let power = |samples: &[f32]| samples.iter().map(|sample| sample * sample).sum::<f32>() / samples.len() as f32;
+    let answers = folder.path().join("answers");
+    fs::create_dir(&answers)?;
+    let samples = samples()?;
     // A chord that changes twice a second, each tone with its overtones.
     let tone =
         |f: f32, t: usize| (1..5).map(|k| (t as f32 * f * k as f32 * std::f32::consts::TAU / 16_000.0).sin() / k as f32).sum::<f32>();
     let roots = [220.0, 174.6, 261.6, 196.0];
-    let music: Vec<f32> = (0..speech.len()).map(|t| [1.0, 1.26, 1.5].iter().map(|f| tone(roots[t / 8_000 % 4] * f, t)).sum()).collect();
-    let gain = (power(&speech) / (10.0 * power(&music))).sqrt();
-    let in_music = speech.iter().zip(&music).map(|(speech, music)| (speech + gain * music).clamp(-1.0, 1.0)).collect();
-    let late = std::iter::repeat_n(0.0, 5 * 16_000).chain(speech.iter().copied()).collect();
-    for (name, audio) in [("music at 10 dB", in_music), ("after 5 s of silence", late)] {
-        let audio: Vec<f32> = audio;
-        let (wav, answer) = (folder.path().join("q.wav"), folder.path().join("a.wav"));
-        write_wav(&wav, &audio, PLAIN)?;
-        let outcome = Talk::new().input(&wav).output(&answer).run()?.succeeded().with_context(|| name.to_owned())?;
-        let turns = outcome.of_kind("turn")?;
-        println!("{name}: {}", outcome.brief());
-        ensure!(turns.len() == 1 && turns[0]["reply_text"].as_str().is_some_and(|reply| !reply.is_empty()), "{name}: {}", outcome.brief());
-        ensure!(read_wav(&answer)?.0.len() > 3_200, "{name}: no answer to be heard");
-        ensure!(name.contains("music") || turns[0]["transcript"] == question.text, "{name}: {}", outcome.brief());
-        fs::remove_file(&answer)?;
+    let mut talk = Talk::new().flag("--fresh").output_dir(&answers);
+    for sample in &samples {
+        let (speech, _) = read_wav(&sample.wav)?;
+        let music: Vec<f32> = (0..speech.len()).map(|t| [1.0, 1.26, 1.5].iter().map(|f| tone(roots[t / 8_000 % 4] * f, t)).sum()).collect();
+        // 10 dB softer.
+        let gain = levels(&speech).0 / (levels(&music).0 * 10f32.sqrt());
+        let both: Vec<f32> = speech.iter().zip(&music).map(|(speech, music)| (speech + gain * music).clamp(-1.0, 1.0)).collect();
+        let wav = folder.path().join(sample.wav.file_name().context("a sample is a file")?);
+        write_wav(&wav, &both, PLAIN)?;
+        talk = talk.input(&wav);
     }
+    let turns = talk.run()?.succeeded()?.of_kind("turn")?;
+    ensure!(turns.len() == samples.len(), "{} turns for {} questions", turns.len(), samples.len());
+    let mut right = 0;
+    for (sample, turn) in samples.iter().zip(&turns) {
+        println!("{} | {}", sample.text, turn["transcript"]);
+        ensure!(turn["reply_text"].as_str().is_some_and(|reply| !reply.is_empty()), "{}: {turn}", sample.text);
+        let answer = turn["output"].as_str().context("an answer is a file")?;
+        ensure!(read_wav(Path::new(answer))?.0.len() > 3_200, "{}: no answer to be heard", sample.text);
+        right += usize::from(turn["transcript"] == sample.text);
+    }
+    ensure!(4 * right >= 3 * samples.len(), "{right} of {} are understood", samples.len());
+    Ok(())
+}
+
+/// A question that lets wait for itself is understood like one that does not.
+#[test]
+fn a_late_question_is_answered() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let question = plain_question()?;
+    let (speech, _) = read_wav(&question.wav)?;
+    let late: Vec<f32> = std::iter::repeat_n(0.0, 5 * 16_000).chain(speech).collect();
+    let (wav, answer) = (folder.path().join("q.wav"), folder.path().join("a.wav"));
+    write_wav(&wav, &late, PLAIN)?;
+    let outcome = Talk::new().input(&wav).output(&answer).run()?.succeeded()?;
+    let turns = outcome.of_kind("turn")?;
+    ensure!(turns.len() == 1 && turns[0]["reply_text"].as_str().is_some_and(|reply| !reply.is_empty()), "{}", outcome.brief());
+    ensure!(read_wav(&answer)?.0.len() > 3_200, "no answer to be heard");
+    ensure!(turns[0]["transcript"] == question.text, "{}", outcome.brief());
     Ok(())
 }
 
