@@ -11,7 +11,7 @@ pub struct Args {
     #[command(flatten)]
     common: CommonArgs,
     /// Steps of the whole run
-    #[arg(long, default_value_t = 1500, value_name = "N")]
+    #[arg(long, default_value_t = 4000, value_name = "N")]
     steps: u64,
     /// Pieces of rooms a step
     #[arg(long, default_value_t = 48, value_name = "N")]
