@@ -12,7 +12,7 @@ pub mod cli;
 mod rooms;
 mod train;
 
-pub use rooms::{Crop, Rooms};
+pub use rooms::{LOUD, PAUSE, Rooms, SILENT, write_room};
 pub use train::{TrainConfig, train};
 
 use burn::module::Module;
@@ -76,11 +76,12 @@ impl Overlap {
         }
         Tensor::cat(scores, 1)
     }
+
     /// How sure it is in each frame that the user speaks, 0 to 1: of `features` `[T, F]`, all of a room.
     pub fn probabilities(&self, features: &[f32], device: &Device) -> Vec<f32> {
-        let [width, _] = self.input.weight.dims();
-        let frame = |row: &[f32]| Tensor::from_data(TensorData::new(row.to_vec(), [1, width]), device);
-        let frames: Vec<Tensor<2>> = features.chunks_exact(width).map(frame).collect();
+        let [in_frame, _] = self.input.weight.dims();
+        let frame = |row: &[f32]| Tensor::from_data(TensorData::new(row.to_vec(), [1, in_frame]), device);
+        let frames: Vec<Tensor<2>> = features.chunks_exact(in_frame).map(frame).collect();
         sigmoid(self.forward(frames)).into_data().try_to_vec().expect("the networks compute in f32")
     }
 }

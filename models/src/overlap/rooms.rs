@@ -1,14 +1,19 @@
 //! Simulated rooms on disk: `room-*.safetensors`, each with `features` [T, F] (f32), `voice` [T] and `echo` [T] (u8), `onsets` [n] (i64).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use rand::Rng;
 use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView, serialize};
+
+use crate::folder::files;
+use crate::train::checkpoint::write_atomically;
 
 /// `voice` of a frame in which the user is silent, in a pause between two sounds, or loud.
-const PAUSE: u8 = 1;
-const LOUD: u8 = 2;
+pub const SILENT: u8 = 0;
+pub const PAUSE: u8 = 1;
+pub const LOUD: u8 = 2;
 /// Frames behind an onset that count more: they decide how soon the answer stops.
 const EARLY: usize = 20;
 const EARLY_WEIGHT: f32 = 6.0;
@@ -48,10 +53,7 @@ impl Rooms {
     /// # Errors
     /// No room, or a file that is none: named.
     pub fn open(folder: &Path) -> Result<Self> {
-        let entries = std::fs::read_dir(folder).with_context(|| format!("while reading {}", folder.display()))?;
-        let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-        paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-        paths.sort();
+        let paths = files(folder, "safetensors")?;
         ensure!(!paths.is_empty(), "{} has no rooms: make some with `rooms CORPUS --output {0}`", folder.display());
         let mut all = Self { rooms: Vec::new(), features: 0 };
         for path in paths {
@@ -73,24 +75,50 @@ impl Rooms {
         self.rooms.iter().map(|room| room.targets.len()).sum()
     }
 
-    /// A random piece of `frames`, as loud as chance will have it. Rooms that are shorter are silent at the end.
+    /// Frames of the shortest room.
+    pub fn shortest(&self) -> usize {
+        self.rooms.iter().map(|room| room.targets.len()).min().unwrap_or(0)
+    }
+
+    /// A random piece of `frames`, as loud as chance will have it; no more than the shortest room has.
     pub fn crop(&self, rng: &mut impl Rng, frames: usize) -> Crop {
         let room = &self.rooms[rng.random_range(0..self.rooms.len())];
-        let length = room.targets.len();
-        let start = rng.random_range(0..=length.saturating_sub(frames));
-        let end = (start + frames).min(length);
+        let start = rng.random_range(0..=room.targets.len() - frames);
+        let end = start + frames;
         let gain = rng.random_range(-GAIN..GAIN);
         let mut crop = Crop {
             features: room.features[start * self.features..end * self.features].iter().map(|value| value + gain).collect(),
             targets: room.targets[start..end].to_vec(),
             weights: room.weights[start..end].to_vec(),
         };
-        crop.features.resize(frames * self.features, 0.0);
-        crop.targets.resize(frames, 0.0);
-        crop.weights.resize(frames, 0.0);
         crop.weights.iter_mut().take(SETTLING).for_each(|weight| *weight = 0.0);
         crop
     }
+}
+
+/// Writes a room: of each frame its features, whether the user speaks ([`SILENT`], [`PAUSE`], [`LOUD`]) and whether something echoes (0 or 1);
+/// and the frames in which the user begins to speak over the agent.
+///
+/// # Errors
+/// Lengths that do not fit, or a file that cannot be written.
+pub fn write_room(path: &Path, features: &[f32], voice: &[u8], echo: &[u8], onsets: &[usize]) -> Result<()> {
+    let frames = voice.len();
+    ensure!(
+        frames > 0 && echo.len() == frames && features.len().is_multiple_of(frames),
+        "a room of {frames} frames with {} features and {} marks of echo",
+        features.len(),
+        echo.len()
+    );
+    let width = features.len() / frames;
+    let values: Vec<u8> = features.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let starts: Vec<u8> = onsets.iter().flat_map(|onset| (*onset as i64).to_le_bytes()).collect();
+    let tensors = [
+        ("features", TensorView::new(Dtype::F32, vec![frames, width], &values)?),
+        ("voice", TensorView::new(Dtype::U8, vec![frames], voice)?),
+        ("echo", TensorView::new(Dtype::U8, vec![frames], echo)?),
+        ("onsets", TensorView::new(Dtype::I64, vec![onsets.len()], &starts)?),
+    ];
+    Ok(write_atomically(path, &serialize(tensors, None)?)?)
 }
 
 fn read(path: &Path) -> Result<(Room, usize)> {
@@ -98,7 +126,7 @@ fn read(path: &Path) -> Result<(Room, usize)> {
     let file = SafeTensors::deserialize(&bytes)?;
     let (features, voice, echo, onsets) = (file.tensor("features")?, file.tensor("voice")?, file.tensor("echo")?, file.tensor("onsets")?);
     let &[frames, width] = features.shape() else { anyhow::bail!("features has the shape {:?}, not [T, F]", features.shape()) };
-    ensure!(features.dtype() == safetensors::Dtype::F32, "features is {:?}, not F32", features.dtype());
+    ensure!(features.dtype() == Dtype::F32, "features is {:?}, not F32", features.dtype());
     ensure!(voice.data().len() == frames && echo.data().len() == frames, "voice and echo must have a byte for each of the {frames} frames");
     let targets = voice.data().iter().map(|voice| f32::from(*voice == LOUD)).collect();
     // What a pause between two sounds is, nobody can tell from hearing it: it does not count.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::Serialize;
@@ -56,7 +56,9 @@ fn step(
 }
 
 /// Trains in `args.output` until the steps or the minutes are over; writes `checkpoint/` there.
-pub fn train(config: &TrainConfig, rooms: &Rooms, args: &CommonArgs) -> Result<Overlap> {
+pub fn train(config: &TrainConfig, rooms: &Rooms, args: &CommonArgs) -> Result<()> {
+    let (frames, shortest) = (config.frames, rooms.shortest());
+    ensure!(frames <= shortest, "a piece has {frames} frames, and the shortest room {shortest}: give --frames a smaller number");
     let device = args.device.device()?.autodiff();
     device.seed(config.seed);
     let mut run = Run::open(&args.output, config, config.steps, args)?;
@@ -73,8 +75,7 @@ pub fn train(config: &TrainConfig, rooms: &Rooms, args: &CommonArgs) -> Result<O
             break;
         }
     }
-    write(&folder, config, &network)?;
-    Ok(network.valid())
+    write(&folder, config, &network)
 }
 
 fn write(folder: &Path, config: &TrainConfig, network: &Overlap) -> Result<()> {
@@ -85,33 +86,23 @@ fn write(folder: &Path, config: &TrainConfig, network: &Overlap) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::overlap::{LOUD, SILENT, write_room};
     use crate::train::DeviceChoice;
-    use safetensors::tensor::{Dtype, TensorView, serialize};
 
     /// Two rooms of ten seconds, in which the user speaks where the first feature is high now and the second was high before.
     fn rooms(folder: &Path) {
         for room in 0..2u32 {
             let frames = 1000usize;
             let loud = |frame: usize| (frame / 50 + room as usize).is_multiple_of(3);
-            let features: Vec<u8> = (0..frames)
+            let features: Vec<f32> = (0..frames)
                 .flat_map(|frame| {
                     let noise = (frame as f32 * 0.7).sin() * 0.1;
                     [if loud(frame) { 0.5 } else { -0.5 } + noise, if frame.is_multiple_of(50) { 1.0 } else { 0.0 }]
                 })
-                .flat_map(f32::to_le_bytes)
                 .collect();
-            let voice: Vec<u8> = (0..frames).map(|frame| if loud(frame) { 2 } else { 0 }).collect();
-            let onsets: Vec<u8> = [100i64, 400].iter().flat_map(|onset| onset.to_le_bytes()).collect();
-            let echo = vec![1u8; frames];
-            let view = |dtype, shape: &[usize], data| TensorView::new(dtype, shape.to_vec(), data).expect("as long as its shape says");
-            let tensors = [
-                ("features", view(Dtype::F32, &[frames, 2], &features)),
-                ("voice", view(Dtype::U8, &[frames], &voice)),
-                ("echo", view(Dtype::U8, &[frames], &echo)),
-                ("onsets", view(Dtype::I64, &[2], &onsets)),
-            ];
-            std::fs::write(folder.join(format!("room-{room:04}.safetensors")), serialize(tensors, None).expect("serialised"))
-                .expect("written");
+            let voice: Vec<u8> = (0..frames).map(|frame| if loud(frame) { LOUD } else { SILENT }).collect();
+            let path = folder.join(format!("room-{room:04}.safetensors"));
+            write_room(&path, &features, &voice, &vec![1; frames], &[100, 400]).expect("written");
         }
     }
 
@@ -149,17 +140,21 @@ mod tests {
     fn a_run_goes_on_where_it_stopped_and_leaves_a_checkpoint() {
         let folder = tempfile::tempdir().expect("a folder");
         rooms(folder.path());
-        let (rooms, run) = (Rooms::open(folder.path()).expect("rooms"), folder.path().join("run"));
-        let args = |minutes| CommonArgs {
+        let (rooms, run, whole) = (Rooms::open(folder.path()).expect("rooms"), folder.path().join("run"), folder.path().join("whole"));
+        let args = |output: &Path, minutes| CommonArgs {
             corpus: folder.path().into(),
-            output: run.clone(),
+            output: output.into(),
             minutes,
             seed: 1,
             device: DeviceChoice::Cpu,
             save_every: 2,
         };
-        train(&config(6), &rooms, &args(Some(0.0))).expect("a step");
-        train(&config(6), &rooms, &args(None)).expect("the rest");
+        train(&config(6), &rooms, &args(&whole, None)).expect("an uninterrupted run");
+        train(&config(6), &rooms, &args(&run, Some(0.0))).expect("a step");
+        let read = |run: &Path| std::fs::read(run.join("checkpoint/model.safetensors")).expect("a checkpoint");
+        assert!(read(&run) != read(&whole), "it did not stop");
+        train(&config(6), &rooms, &args(&run, None)).expect("the rest");
+        assert!(read(&run) == read(&whole), "the checkpoints differ");
         let log = std::fs::read_to_string(run.join("log.jsonl")).expect("a log");
         let steps: Vec<u64> = log
             .lines()
@@ -168,6 +163,8 @@ mod tests {
         assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
         let loaded: OverlapConfig = checkpoint::load_config(&run.join("checkpoint")).expect("a configuration");
         assert_eq!(loaded, config(6).model);
+        let long = TrainConfig { frames: 1001, ..config(6) };
+        assert!(train(&long, &rooms, &args(&whole, None)).expect_err("refused").to_string().contains("the shortest room 1000"));
         let empty = tempfile::tempdir().expect("a folder");
         assert!(Rooms::open(empty.path()).err().expect("refused").to_string().contains("no rooms"));
     }

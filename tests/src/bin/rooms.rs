@@ -7,8 +7,8 @@
 //! A room is a minute and a half: questions, answers, the next question into some answers, noises into others. Rooms differ in echo, reverberation, noise,
 //! distance, the loudspeaker's distortion and the clocks; `--usual` makes all like that of the simulated conversations.
 
-use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::collections::{HashSet, VecDeque};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -16,17 +16,16 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sa_device::audio::live::{Duplex, FRAME, Room, SimDevice};
-use sa_device::hearing::{ActivitySettings, Bands, FEATURES, Front, Hearing, Overlap};
+use sa_device::hearing::{ActivitySettings, Bands, Front, Hearing, Overlap};
 use sa_models::corpus::{Corpus, Split, augment};
-use safetensors::tensor::{Dtype, TensorView, serialize};
+use sa_models::overlap::{LOUD, PAUSE, SILENT, write_room};
+use sa_tests::{levels, onset};
 use serde_json::json;
 
 /// Frames of a room.
 const LENGTH: usize = 9000;
 /// A frame of a voice is loud from this share of the voice's level on.
-const LOUD: f32 = 0.05;
-/// A sample that is an onset, at the corpus' own loudness.
-const ONSET: f32 = 0.03;
+const LOUD_SHARE: f32 = 0.05;
 /// Frames after the user or a door in which a held answer is no false alarm.
 const AFTER: usize = 120;
 /// Frames until an interruption that was not noticed is missed.
@@ -40,8 +39,8 @@ struct Cli {
     /// Write the rooms here; without it they are measured only
     #[arg(long)]
     output: Option<PathBuf>,
-    #[arg(long, default_value = "train")]
-    split: String,
+    #[arg(long, value_enum, default_value_t = Split::Train)]
+    split: Split,
     #[arg(long, default_value_t = 80)]
     rooms: usize,
     #[arg(long, default_value_t = 1)]
@@ -50,10 +49,10 @@ struct Cli {
     #[arg(long)]
     usual: bool,
     /// Measure these weights instead of the program's own: the `model.safetensors` of `sa-align overlap`
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "output")]
     weights: Option<PathBuf>,
     /// Instead of the default
-    #[arg(long)]
+    #[arg(long, conflicts_with = "output")]
     over_score: Option<f32>,
 }
 
@@ -66,23 +65,38 @@ struct Tally {
     held: usize,
 }
 
-/// Of each frame: is the user silent (0), between two sounds (1), or loud (2)?
 #[derive(Default)]
 struct Truth {
+    /// Of each frame: [`SILENT`], [`PAUSE`] or [`LOUD`].
     voice: Vec<u8>,
     onsets: Vec<usize>,
     /// Doors and the like.
-    noises: Vec<usize>,
+    noises: HashSet<usize>,
+}
+
+impl Tally {
+    /// A room: what happened in it, the frames in which something echoed, and those in which somebody was noticed over the agent.
+    fn add(&mut self, truth: &Truth, echo: &[u8], noticed: &[bool]) {
+        for onset in truth.onsets.iter().copied().filter(|onset| onset + MISSED <= LENGTH) {
+            let delay = noticed[onset..onset + MISSED].iter().position(|noticed| *noticed);
+            self.delays.push(delay.unwrap_or(MISSED));
+        }
+        let (mut quiet, mut held) = (AFTER, 0usize);
+        for frame in 1..LENGTH {
+            quiet = if truth.voice[frame] != SILENT || truth.noises.contains(&frame) { 0 } else { quiet + 1 };
+            self.answers += usize::from(echo[frame] > echo[frame - 1]);
+            let begins = noticed[frame] && !noticed[frame - 1];
+            if begins && quiet >= AFTER && frame >= held {
+                self.held += 1;
+                held = frame + MISSED;
+            }
+        }
+    }
 }
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
     let corpus = Corpus::open(&cli.corpus)?;
-    let split = match cli.split.as_str() {
-        "train" => Split::Train,
-        "test" => Split::Test,
-        other => anyhow::bail!("--split {other}: it is train or test"),
-    };
     let mut settings = ActivitySettings::default();
     settings.over_score = cli.over_score.unwrap_or(settings.over_score);
     if let Some(folder) = &cli.output {
@@ -97,49 +111,43 @@ fn main() -> Result<()> {
         }
         // Each by itself, so that the work can be stopped and goes on.
         let mut rng = ChaCha8Rng::seed_from_u64(cli.seed.wrapping_mul(1 << 20) + number as u64);
-        let (room, user_db) = if cli.usual { (Room { seed: rng.random(), ..Room::default() }, 0.0) } else { any_room(&mut rng)? };
-        let mut scene = Scene::new(
-            room,
-            user_db,
-            match &weights {
-                _ if path.is_some() => None,
-                Some(bytes) => Some(Hearing::with(settings.clone(), Overlap::read(bytes).map_err(anyhow::Error::msg)?)),
-                None => Some(Hearing::new(settings.clone())),
-            },
-        )?;
-        scene.play(&corpus, split, &mut rng)?;
-        match path {
-            Some(path) => scene.write(&path)?,
-            None => scene.measure(&mut tally),
-        }
+        let (room, user_db) = if cli.usual { (Room { seed: rng.random(), ..Room::default() }, 0.0) } else { any_room(&mut rng) };
+        let ear = match (path, &weights) {
+            (Some(path), _) => Ear::Written { path, front: Box::default(), bands: Box::default(), features: Vec::new() },
+            (None, Some(bytes)) => Ear::measured(Hearing::with(settings.clone(), Overlap::read(bytes).map_err(anyhow::Error::msg)?)),
+            (None, None) => Ear::measured(Hearing::new(settings.clone())),
+        };
+        let mut scene = Scene::new(room, user_db, cli.usual, ear)?;
+        scene.play(&corpus, cli.split, &mut rng)?;
+        scene.finish(&mut tally)?;
         eprint!("\r{} of {} rooms", number + 1, cli.rooms);
     }
     eprintln!();
-    tally.delays.sort_unstable();
-    let late = |frames: usize| {
-        100.0 * tally.delays.iter().filter(|delay| **delay + SILENCE > frames).count() as f64 / tally.delays.len().max(1) as f64
-    };
-    let at = |share: f64| {
-        tally.delays.get((share * tally.delays.len().max(1) as f64) as usize).or(tally.delays.last()).map_or(0, |delay| delay * 10)
-    };
     if cli.output.is_some() {
         return Ok(());
     }
+    tally.delays.sort_unstable();
+    let late = tally.delays.iter().filter(|delay| **delay + SILENCE > 20).count();
+    let missed = tally.delays.iter().filter(|delay| **delay == MISSED).count();
+    let percent = |of: usize| 100.0 * of as f64 / tally.delays.len().max(1) as f64;
+    let at = |share: f64| {
+        tally.delays.get((share * tally.delays.len().max(1) as f64) as usize).or(tally.delays.last()).map_or(0, |delay| delay * 10)
+    };
     println!(
         "{}",
         json!({ "interruptions": tally.delays.len(), "noticed_ms": { "median": at(0.5), "90": at(0.9), "99": at(0.99) },
-            "later_than_200_ms_percent": late(20), "missed_percent": late(MISSED), "answers": tally.answers, "held_for_nothing": tally.held })
+            "later_than_200_ms_percent": percent(late), "missed_percent": percent(missed),
+            "answers": tally.answers, "held_for_nothing": tally.held })
     );
     Ok(())
 }
 
 /// A room that somebody may live in, and by how many dB the user speaks louder than usual.
-fn any_room(rng: &mut ChaCha8Rng) -> Result<(Room, f32)> {
-    let rate = |rng: &mut ChaCha8Rng, rates: &[u32]| rates.choose(rng).copied().context("there are rates");
+fn any_room(rng: &mut ChaCha8Rng) -> (Room, f32) {
     let room = Room {
         seed: rng.random(),
-        mic_rate: rate(rng, &[16_000, 44_100, 48_000])?,
-        speaker_rate: rate(rng, &[22_050, 44_100, 48_000])?,
+        mic_rate: [16_000, 44_100, 48_000][rng.random_range(0..3)],
+        speaker_rate: [22_050, 44_100, 48_000][rng.random_range(0..3)],
         drift_ppm: rng.random_range(-200.0..200.0),
         echo_db: rng.random_range(-20.0..2.0),
         reverberation: rng.random_range(0.08..0.5),
@@ -149,31 +157,38 @@ fn any_room(rng: &mut ChaCha8Rng) -> Result<(Room, f32)> {
         stall_every: if rng.random_bool(0.5) { f64::INFINITY } else { 20.0 },
         ..Room::default()
     };
-    Ok((room, rng.random_range(-12.0..4.0)))
+    (room, rng.random_range(-12.0..4.0))
+}
+
+/// Who hears the room.
+enum Ear {
+    /// The hearing that is measured; did it notice somebody over the agent in a frame?
+    Measured { hearing: Box<Hearing>, noticed: Vec<bool> },
+    /// What the network gets to see, for this file.
+    Written { path: PathBuf, front: Box<Front>, bands: Box<Bands>, features: Vec<f32> },
+}
+
+impl Ear {
+    fn measured(hearing: Hearing) -> Self {
+        Self::Measured { hearing: Box::new(hearing), noticed: Vec::new() }
+    }
 }
 
 /// A room while it is played.
 struct Scene {
     device: SimDevice,
-    /// What is measured; none while rooms are written.
-    hearing: Option<Hearing>,
-    front: Front,
-    bands: Bands,
+    ear: Ear,
     user_db: f32,
+    /// The user is always as loud.
     usual: bool,
     truth: Truth,
-    features: Vec<f32>,
+    /// 1 in frames in which something echoes.
     echo: Vec<u8>,
-    /// Did the hearing notice somebody over the agent?
-    noticed: Vec<bool>,
 }
 
 impl Scene {
-    fn new(room: Room, user_db: f32, hearing: Option<Hearing>) -> Result<Self> {
-        let usual = user_db == 0.0;
-        let (front, bands) = (Front::default(), Bands::default());
-        let (truth, features, echo, noticed) = (Truth::default(), Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { device: SimDevice::new(room)?, hearing, front, bands, user_db, usual, truth, features, echo, noticed })
+    fn new(room: Room, user_db: f32, usual: bool, ear: Ear) -> Result<Self> {
+        Ok(Self { device: SimDevice::new(room)?, ear, user_db, usual, truth: Truth::default(), echo: Vec::new() })
     }
 
     /// The period of the microphone that comes next: its frame has that number.
@@ -184,16 +199,15 @@ impl Scene {
     /// The user says something from its first loud sound on; returns when that ends.
     fn say(&mut self, mut voice: Vec<f32>, rng: &mut ChaCha8Rng) -> usize {
         let gain = 10f32.powf((self.user_db + if self.usual { 0.0 } else { rng.random_range(-3.0..3.0) }) / 20.0);
-        let onset = voice.chunks(FRAME).position(|chunk| chunk.iter().any(|x| x.abs() > ONSET)).unwrap_or(0);
-        voice.drain(..onset * FRAME);
+        voice.drain(..onset(&voice).unwrap_or(0) / FRAME * FRAME);
         voice.iter_mut().for_each(|sample| *sample *= gain);
         self.device.say(&voice);
         let (from, level) = (self.now(), augment::level(&voice).sqrt());
         let end = from + voice.len().div_ceil(FRAME);
-        self.truth.voice.resize(self.truth.voice.len().max(end), 0);
+        self.truth.voice.resize(self.truth.voice.len().max(end), SILENT);
         for (slot, frame) in self.truth.voice[from..].iter_mut().zip(voice.chunks(FRAME)) {
-            let rms = (frame.iter().map(|x| x * x).sum::<f32>() / frame.len() as f32).sqrt();
-            *slot = if rms > LOUD * level { 2 } else { 1 };
+            let (rms, ..) = levels(frame);
+            *slot = if rms > LOUD_SHARE * level { LOUD } else { PAUSE };
         }
         end
     }
@@ -210,7 +224,7 @@ impl Scene {
             })
             .collect();
         self.device.say(&sound);
-        self.truth.noises.push(self.now());
+        self.truth.noises.insert(self.now());
     }
 
     fn play(&mut self, corpus: &Corpus, split: Split, rng: &mut ChaCha8Rng) -> Result<()> {
@@ -218,7 +232,7 @@ impl Scene {
         let replies = corpus.replies(split);
         let question = |rng: &mut ChaCha8Rng| -> Result<Vec<f32>> { Ok(corpus.audio(questions.choose(rng).context("no questions")?)?) };
         // An agent may have any voice: what tells it from the user must not be how it sounds.
-        let own = self.hearing.is_some() || rng.random_bool(0.5);
+        let own = matches!(self.ear, Ear::Measured { .. }) || rng.random_bool(0.5);
         let reply = |rng: &mut ChaCha8Rng| -> Result<Vec<f32>> {
             if own { Ok(corpus.reply_audio(replies.choose(rng).context("no replies")?)?) } else { question(rng) }
         };
@@ -271,50 +285,28 @@ impl Scene {
             played.fill_with(|| answer.pop_front().unwrap_or(0.0));
             self.device.play(&played);
         }
-        if let Some(hearing) = &mut self.hearing {
-            hearing.step(&microphone, &played);
-            self.echo.push(u8::from(hearing.echoes()));
-            self.noticed.push(hearing.echoes() && hearing.activity().speaking());
-        } else {
-            let signals = self.front.step(&microphone, &played);
-            self.features.extend(self.bands.step(&signals));
-            self.echo.push(u8::from(self.front.echoes()));
-        }
+        let echoes = match &mut self.ear {
+            Ear::Measured { hearing, noticed } => {
+                hearing.step(&microphone, &played);
+                noticed.push(hearing.echoes() && hearing.activity().speaking());
+                hearing.echoes()
+            }
+            Ear::Written { front, bands, features, .. } => {
+                features.extend(bands.step(&front.step(&microphone, &played)));
+                front.echoes()
+            }
+        };
+        self.echo.push(u8::from(echoes));
         Ok(())
     }
 
-    /// For [`sa_models::overlap::Rooms`].
-    fn write(&self, path: &Path) -> Result<()> {
-        let mut voice = self.truth.voice.clone();
-        voice.resize(LENGTH, 0);
-        let features: Vec<u8> = self.features.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let onsets: Vec<u8> = self.truth.onsets.iter().flat_map(|onset| (*onset as i64).to_le_bytes()).collect();
-        let tensors = [
-            ("features", TensorView::new(Dtype::F32, vec![LENGTH, FEATURES], &features)?),
-            ("voice", TensorView::new(Dtype::U8, vec![LENGTH], &voice)?),
-            ("echo", TensorView::new(Dtype::U8, vec![LENGTH], &self.echo)?),
-            ("onsets", TensorView::new(Dtype::I64, vec![self.truth.onsets.len()], &onsets)?),
-        ];
-        let partial = path.with_extension("partial");
-        std::fs::write(&partial, serialize(tensors, None)?)?;
-        Ok(std::fs::rename(&partial, path)?)
-    }
-
-    fn measure(&self, tally: &mut Tally) {
-        let voice = |frame: usize| self.truth.voice.get(frame).is_some_and(|voice| *voice > 0);
-        for onset in self.truth.onsets.iter().copied().filter(|onset| onset + MISSED <= LENGTH) {
-            let delay = self.noticed[onset..onset + MISSED].iter().position(|noticed| *noticed);
-            tally.delays.push(delay.unwrap_or(MISSED));
+    /// Writes the room, or adds what was measured in it.
+    fn finish(mut self, tally: &mut Tally) -> Result<()> {
+        self.truth.voice.resize(LENGTH, SILENT);
+        match &self.ear {
+            Ear::Measured { noticed, .. } => tally.add(&self.truth, &self.echo, noticed),
+            Ear::Written { path, features, .. } => write_room(path, features, &self.truth.voice, &self.echo, &self.truth.onsets)?,
         }
-        let (mut quiet, mut held) = (AFTER, 0usize);
-        for frame in 1..LENGTH {
-            quiet = if voice(frame) || self.truth.noises.contains(&frame) { 0 } else { quiet + 1 };
-            tally.answers += usize::from(self.echo[frame] > self.echo[frame - 1]);
-            let begins = self.noticed[frame] && !self.noticed[frame - 1];
-            if begins && quiet >= AFTER && frame >= held {
-                tally.held += 1;
-                held = frame + MISSED;
-            }
-        }
+        Ok(())
     }
 }
