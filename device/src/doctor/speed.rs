@@ -3,7 +3,8 @@
 use super::{Finding, Level};
 
 /// What hears a question while it is spoken, and what makes the answer while it is heard.
-const TOGETHER: [(&str, &[&str]); 2] = [("a question (tokenizer and lm)", &["tokenizer", "lm"]), ("an answer (lm, head and decoder)", &["lm", "head", "decoder"])];
+const TOGETHER: [(&str, &[&str]); 2] =
+    [("a question (tokenizer and lm)", &["tokenizer", "lm"]), ("an answer (lm, head and decoder)", &["lm", "head", "decoder"])];
 /// From here on it has little in reserve, and from there on it does not keep up.
 const TIGHT: f64 = 0.5;
 const BEHIND: f64 = 1.0;
@@ -11,9 +12,11 @@ const BEHIND: f64 = 1.0;
 /// What the times of the stages mean.
 pub fn findings(stages: &[(&str, f64)]) -> Vec<Finding> {
     let mut all: Vec<Finding> = stages.iter().map(|(stage, factor)| judged(stage, *factor)).collect();
-    all.extend(TOGETHER.iter().map(|(what, together)| {
-        judged(what, stages.iter().filter(|(stage, _)| together.contains(stage)).map(|(_, factor)| factor).sum())
-    }));
+    all.extend(
+        TOGETHER.iter().map(|(what, together)| {
+            judged(what, stages.iter().filter(|(stage, _)| together.contains(stage)).map(|(_, factor)| factor).sum())
+        }),
+    );
     all
 }
 

@@ -79,7 +79,8 @@ impl State {
         }
         let path = self.dir.join(FILE);
         let text = serde_json::to_vec(&Keep { version: VERSION, volume, entries }).map_err(io::Error::other);
-        text.and_then(|text| write_beside(&path, PRIVATE, |mut file| file.write_all(&text))).map_err(|source| StateError::Io { path: path.clone(), source })
+        text.and_then(|text| write_beside(&path, PRIVATE, |mut file| file.write_all(&text)))
+            .map_err(|source| StateError::Io { path: path.clone(), source })
     }
 }
 

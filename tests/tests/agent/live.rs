@@ -310,7 +310,8 @@ fn a_door_and_a_short_sound_do_not_end_the_answer() {
 #[test]
 fn a_pause_behind_the_talk_key_is_not_heard() {
     let expected = in_file_mode(&mut agent(), "12-locks");
-    let mut bench = Bench::with(Room { seed: 5, stall_every: f64::INFINITY, ..Room::default() }, agent(), |live| live.turns.push_to_talk = true);
+    let mut bench =
+        Bench::with(Room { seed: 5, stall_every: f64::INFINITY, ..Room::default() }, agent(), |live| live.turns.push_to_talk = true);
     let key = |bench: &mut Bench, control| bench.conversation.controls().enqueue(control).expect("there is room");
     key(&mut bench, Control::KeyDown);
     bench.run(4.0);

@@ -64,9 +64,10 @@ impl LiveDevice {
         let problem = |message: String| AudioError::Device { message };
         let opened = start(&wish, &counters).map_err(|e| problem(format!("cannot start a thread for the audio device: {e}")))?;
         let streams = opened.recv_timeout(ANSWER).map_err(|error| match error {
-            RecvTimeoutError::Timeout => {
-                problem(format!("the sound server has not answered for {} s: restart it, or take a card by `--host alsa`", ANSWER.as_secs()))
-            }
+            RecvTimeoutError::Timeout => problem(format!(
+                "the sound server has not answered for {} s: restart it, or take a card by `--host alsa`",
+                ANSWER.as_secs()
+            )),
             RecvTimeoutError::Disconnected => AudioError::Stopped,
         })??;
         Ok(Self {
