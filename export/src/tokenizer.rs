@@ -36,6 +36,8 @@ const STRETCH_SECONDS: usize = 6;
 /// Chunks at which graphs are compared and timed, evenly over the stretches. A window depends on nothing but the audio in it, so not
 /// every chunk of a stream has to be computed.
 const CHUNKS: usize = 10;
+/// After so many of them a point of the curve is left that cannot reach [`AGREEMENT`] any more.
+const FEWEST: usize = 4;
 
 /// What to export and how.
 #[derive(Clone, Debug)]
@@ -176,13 +178,14 @@ impl Exporter<'_> {
         let Err(place) = curve.binary_search_by_key(&look_ahead, |(ahead, _)| *ahead) else { return Ok(()) };
         self.step(&format!("the curve: {look_ahead} units ahead"));
         let graph = hubert::draw(self.hubert, self.layer, self.codebook, window, Precision::Fp32)?;
-        let (units, _) = self.units_at(chunks, &graph, window)?;
+        let lost = |units: &[i64]| units.len() >= FEWEST * window.chunk && chunks.differing(units) > chunks.may_differ();
+        let (units, _) = self.units_at(chunks, &graph, window, &lost)?;
         curve.insert(place, (look_ahead, chunks.agreement(&units)));
         Ok(())
     }
 
-    /// What a streaming graph gives at each chunk, and the median of its steps in milliseconds.
-    fn units_at(&self, chunks: &Chunks, graph: &StageGraph, window: Window) -> Result<(Vec<i64>, f64)> {
+    /// What a streaming graph gives at each chunk until it is enough, and the median of its steps in milliseconds.
+    fn units_at(&self, chunks: &Chunks, graph: &StageGraph, window: Window, enough: &dyn Fn(&[i64]) -> bool) -> Result<(Vec<i64>, f64)> {
         let hop = self.hubert.config.hop();
         let total = (window.units() + hubert::tail(self.hubert)) * hop;
         let mut runner = Runner::new(self.engine, graph)?;
@@ -191,30 +194,27 @@ impl Exporter<'_> {
             let heard = heard(&chunks.stretches[stretch], first * hop, window.look_back * hop, total);
             let (past, new) = heard.split_at(total - graph.chunk);
             units.extend(runner.step(&[("state.audio", past), ("audio", new)], &[])?.i64("units")?);
+            if enough(&units) {
+                break;
+            }
         }
         Ok((units, runner.median_ms()))
     }
 
     /// The first form within the budget that is not slower than fp32.
-    fn choose(
-        &self,
-        window: Window,
-        unit_ms: f64,
-        curve: Vec<(usize, f64)>,
-        chunks: &Chunks,
-    ) -> Result<(StageGraph, Report)> {
+    fn choose(&self, window: Window, unit_ms: f64, curve: Vec<(usize, f64)>, chunks: &Chunks) -> Result<(StageGraph, Report)> {
         let Options { exclude, choice, budgets, force, target, .. } = self.options;
         let draw = |precision| hubert::draw(self.hubert, self.layer, self.codebook, window, Form { exclude, ..Form::from(precision) });
         self.step("fp32");
         let fp32 = draw(Precision::Fp32)?;
         check_exclude(exclude, &fp32.names).map_err(Error::msg)?;
-        let (reference, fp32_ms) = self.units_at(chunks, &fp32, window)?;
+        let (reference, fp32_ms) = self.units_at(chunks, &fp32, window, &|_| false)?;
         let mut of_form = None;
         let rules = Rules { choice, budgets, force: *force, engine: self.engine, ort_library: target.ort_library.as_deref() };
         let (graph, mut entry) = choose(&rules, Baseline::new(fp32, None, fp32_ms), |precision| {
             self.step(precision.name());
             let graph = draw(precision)?;
-            let (units, ms) = self.units_at(chunks, &graph, window)?;
+            let (units, ms) = self.units_at(chunks, &graph, window, &|_| false)?;
             of_form = Some(chunks.agreement(&units));
             let mut distance = Distance::default();
             distance.decisions(&reference, &units);
@@ -241,11 +241,19 @@ struct Chunks {
 }
 
 impl Chunks {
-    /// The share of units that are those of the offline pass.
+    /// How many of these, the first of them, are not those of the offline pass.
+    fn differing(&self, units: &[i64]) -> usize {
+        units.iter().zip(&self.offline).filter(|(streamed, offline)| streamed != offline).count()
+    }
+
+    /// How many of all may be others where [`AGREEMENT`] is reached.
+    fn may_differ(&self) -> usize {
+        ((1.0 - AGREEMENT) * self.offline.len() as f64 + 1e-9) as usize
+    }
+
+    /// The share of these that are those of the offline pass.
     fn agreement(&self, units: &[i64]) -> f64 {
-        let mut distance = Distance::default();
-        distance.decisions(&self.offline, units);
-        distance.agreement()
+        1.0 - self.differing(units) as f64 / units.len().max(1) as f64
     }
 }
 

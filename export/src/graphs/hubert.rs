@@ -84,7 +84,7 @@ pub fn draw_offline(
 fn features(graph: &mut Graph, hubert: &Hubert, layers: usize, audio: &Value, precision: Precision) -> Result<Value, WeightsError> {
     let config = &hubert.config;
     let d = config.width;
-    let audio = if config.normalise { normalised(graph, audio, AUDIO_EPSILON) } else { audio.clone() };
+    let audio = if config.normalise { normalised(graph, audio, -1, AUDIO_EPSILON) } else { audio.clone() };
     let stem = stem(graph, hubert, &audio, precision)?; // [T, c]
     let channels = stem.shape()[1];
     let norm = ["weight", "bias"].map(|field| format!("feature_projection.layer_norm.{field}"));
@@ -113,12 +113,12 @@ fn features(graph: &mut Graph, hubert: &Hubert, layers: usize, audio: &Value, pr
     Ok(x)
 }
 
-/// Zero mean and unit variance over the last axis.
-fn normalised(graph: &mut Graph, x: &Value, epsilon: f32) -> Value {
-    let mean = graph.reduce_mean(x);
+/// Zero mean and unit variance over an axis.
+fn normalised(graph: &mut Graph, x: &Value, axis: i64, epsilon: f32) -> Value {
+    let mean = graph.mean_over(x, axis);
     let centred = graph.sub(x, &mean);
     let squared = graph.mul(&centred, &centred);
-    let variance = graph.reduce_mean(&squared);
+    let variance = graph.mean_over(&squared, axis);
     let shifted = graph.add_scalar(&variance, epsilon);
     let root = graph.sqrt(&shifted);
     graph.div(&centred, &root)
@@ -127,12 +127,11 @@ fn normalised(graph: &mut Graph, x: &Value, epsilon: f32) -> Value {
 /// The convolutions over the waveform: `[1, n]` to `[T, c]`.
 fn stem(graph: &mut Graph, hubert: &Hubert, audio: &Value, precision: Precision) -> Result<Value, WeightsError> {
     let config = &hubert.config;
-    let mut x = graph.reshape(audio, &[1, 1, audio.shape()[1]]);
+    let mut x = graph.reshape(audio, &[audio.shape()[1], 1]);
     for (i, layer) in config.stem.iter().enumerate() {
         let inputs = x.shape()[1];
         let name = |field: &str| format!("feature_extractor.conv_layers.{i}.{field}");
-        let shape = [layer.channels, inputs, layer.kernel];
-        let weight = hubert.tensor(&name("conv.weight"), &shape)?;
+        let weight = hubert.tensor(&name("conv.weight"), &[layer.channels, inputs, layer.kernel])?;
         let bias = if config.stem_bias { Some(hubert.tensor(&name("conv.bias"), &[layer.channels])?) } else { None };
         let normed = config.stem_norm == StemNorm::Layer || i == 0;
         let norm = match normed {
@@ -143,30 +142,23 @@ fn stem(graph: &mut Graph, hubert: &Hubert, audio: &Value, precision: Precision)
             false => None,
         };
         x = graph.scope(&format!("stem.{i}"), |g| {
-            let weight = g.kernel(&weight, &shape, precision);
-            let bias = bias.map(|bias| g.constant_f32("bias", &[layer.channels], &bias));
-            let y = g.conv(&x, &weight, bias.as_ref(), layer.stride, 1); // [1, c, T]
+            let y = g.conv_rows(&x, &weight, bias.as_deref(), [layer.channels, layer.kernel], layer.stride, precision); // [T, c]
             let y = match (norm, config.stem_norm) {
                 (Some((weight, bias)), StemNorm::Group) => {
-                    let weight = g.constant_f32("norm_weight", &[1, layer.channels, 1], &weight);
-                    let bias = g.constant_f32("norm_bias", &[1, layer.channels, 1], &bias);
-                    let normed = normalised(g, &y, EPSILON);
+                    // Each channel is a group: over time.
+                    let weight = g.constant_f32("norm_weight", &[layer.channels], &weight);
+                    let bias = g.constant_f32("norm_bias", &[layer.channels], &bias);
+                    let normed = normalised(g, &y, 0, EPSILON);
                     let scaled = g.mul(&normed, &weight);
                     g.add(&scaled, &bias)
                 }
-                (Some((weight, bias)), StemNorm::Layer) => {
-                    let rows = g.transpose(&y, &[0, 2, 1]);
-                    let normed = g.layer_norm(&rows, &weight, &bias, EPSILON);
-                    g.transpose(&normed, &[0, 2, 1])
-                }
+                (Some((weight, bias)), StemNorm::Layer) => g.layer_norm(&y, &weight, &bias, EPSILON),
                 (None, _) => y,
             };
             g.gelu(&y)
         });
     }
-    let (channels, frames) = (x.shape()[1], x.shape()[2]);
-    let x = graph.reshape(&x, &[channels, frames]);
-    Ok(graph.transpose(&x, &[1, 0]))
+    Ok(x)
 }
 
 /// Relative positions by a grouped convolution over time: `[T, d]` to `[T, d]`.

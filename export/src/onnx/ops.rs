@@ -145,9 +145,14 @@ impl Graph {
 
     /// Mean over the last axis, which stays with size 1.
     pub fn reduce_mean(&mut self, x: &Value) -> Value {
+        self.mean_over(x, -1)
+    }
+
+    /// Mean over an axis, which stays with size 1.
+    pub fn mean_over(&mut self, x: &Value, axis: i64) -> Value {
         let mut shape = x.shape.clone();
-        *shape.last_mut().expect("a reduced value has an axis") = 1;
-        let attributes = [("axes", Attribute::Ints(&[-1])), ("keepdims", Attribute::Int(1))];
+        shape[x.axis(axis)] = 1;
+        let attributes = [("axes", Attribute::Ints(&[axis])), ("keepdims", Attribute::Int(1))];
         self.node("ReduceMean", "mean", &[x], &attributes, x.data_type, shape)
     }
 

@@ -116,6 +116,22 @@ fn strided_and_depthwise_convolutions() {
     near(&depthwise, (0..14).map(|i| (0..3).map(|k| x[i / 7 * 9 + i % 7 + k] * w[i / 7 * 3 + k]).sum()));
 }
 
+/// As a convolution computes it: taps of one stride, of less, of more, and of many; lengths that end with a stride or within one.
+#[test]
+fn convolutions_over_rows() {
+    for (kernel, stride) in [(2, 2), (3, 2), (10, 5), (1, 3), (7, 2)] {
+        for t in [20, 21] {
+            let (x, w, b) = (noise(t * 3, 5), noise(4 * 3 * kernel, 6), noise(4, 7));
+            let found = apply(&[t, 3], &x, |g, x| g.conv_rows(x, &w, Some(&b), [4, kernel], stride, Precision::Fp32));
+            let frames = (t - kernel) / stride + 1;
+            let tap = |o: usize, frame: usize, k: usize| -> f32 {
+                (0..3).map(|c| x[(frame * stride + k) * 3 + c] * w[(o * 3 + c) * kernel + k]).sum()
+            };
+            near(&found, (0..frames * 4).map(|i| b[i % 4] + (0..kernel).map(|k| tap(i % 4, i / 4, k)).sum::<f32>()));
+        }
+    }
+}
+
 #[test]
 fn a_layer_is_near_in_every_precision() {
     let (m, k, n) = (5, 192, 100);
