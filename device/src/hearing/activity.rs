@@ -1,8 +1,9 @@
 //! Does somebody speak? Beginnings and ends of it, from frames that say yes or no.
 //!
 //! While the program is silent, `earshot` scores windows of 16 ms. While it speaks, a network that knows what was played does
-//! ([`super::Overlap`]). What that takes for the user may still be the program's own voice: so far it is a suspicion, which holds the answer. It is sure
-//! as soon as the voice goes on while the program is silent.
+//! ([`super::Overlap`]); its scores are added up as evidence (Page 1954, "Continuous inspection schemes"): two windows that are sure begin
+//! a voice, and so do many that are not, a hiss say. What is taken for the user so may still be the program's own voice: so far it is a
+//! suspicion, which holds the answer. It is sure as soon as the voice goes on while the program is silent.
 
 use std::time::Duration;
 
@@ -28,12 +29,19 @@ pub struct ActivitySettings {
     pub end_windows: u32,
     /// Softer windows (dB below full scale) are never voice.
     pub floor_dbfs: f32,
-    /// How sure the network must be, 0 to 1, that the user speaks while the program does.
+    /// How sure the network must be, 0 to 1, that the user speaks while the program does: three windows like this begin it.
     pub over_score: f32,
 }
 
 /// Windows of voice after the program has become silent that make a suspicion sure.
 const SURE: u32 = 6;
+/// Evidence that the user speaks over the program, in natural logarithms of odds: of a window at [`ActivitySettings::over_score`], the most
+/// of one window, and what begins a voice. Of the values that were tried on 1,349 simulated interruptions these noticed the most of them in
+/// time among those that held about as few answers for nothing as two windows in a row above a threshold did.
+const EVIDENCE: f32 = 2.35;
+const MOST_EVIDENCE: f32 = 3.0;
+const ENOUGH: f32 = 6.0;
+
 impl Default for ActivitySettings {
     fn default() -> Self {
         Self { begin_score: 0.6, end_score: 0.35, begin_windows: 2, end_windows: 8, floor_dbfs: -50.0, over_score: 0.4 }
@@ -98,6 +106,8 @@ pub struct Activity {
     sure: Option<u32>,
     /// When the voice began.
     began: Duration,
+    /// That the user speaks over the program; none where he does, or it is silent.
+    evidence: f32,
     /// Windows in a row that speak for a change.
     streak: u32,
     /// Where the streak began.
@@ -116,6 +126,7 @@ impl Activity {
             speaking: false,
             sure: None,
             began: Duration::ZERO,
+            evidence: 0.0,
             streak: 0,
             streak_from: 0,
         }
@@ -148,6 +159,10 @@ impl Activity {
         let loud = decibel(&self.window) >= self.settings.floor_dbfs;
         self.score = self.detector.predict_f32(&self.window);
         self.window.clear();
+        if own == Own::Speaks && !self.speaking {
+            return self.weigh(over);
+        }
+        self.evidence = 0.0;
         let voice = match own {
             Own::Silent => loud && self.score >= if self.speaking { self.settings.end_score } else { self.settings.begin_score },
             Own::Speaks => over >= self.settings.over_score,
@@ -155,6 +170,25 @@ impl Activity {
             Own::Fades => over >= self.settings.over_score && loud && self.score >= self.settings.end_score,
         };
         self.follow(voice, own)
+    }
+
+    /// A beginning while the program speaks, if there is enough evidence for it.
+    fn weigh(&mut self, over: f32) -> Option<Change> {
+        let logit = |p: f32| {
+            let p = p.clamp(1e-4, 1.0 - 1e-4);
+            (p / (1.0 - p)).ln()
+        };
+        if self.evidence == 0.0 {
+            self.streak_from = self.taken - WINDOW as u64;
+        }
+        let of_window = logit(over) - logit(self.settings.over_score) + EVIDENCE;
+        self.evidence = (self.evidence + of_window.min(MOST_EVIDENCE)).max(0.0);
+        self.streak = 0;
+        if self.evidence < ENOUGH {
+            return None;
+        }
+        self.evidence = 0.0;
+        Some(self.begin(Own::Speaks))
     }
 
     /// A beginning or an end, if enough windows say so.
@@ -179,14 +213,23 @@ impl Activity {
             return None;
         }
         self.streak = 0;
-        self.speaking = !self.speaking;
-        let at = Duration::from_secs_f64(self.streak_from as f64 / f64::from(SAMPLE_RATE));
-        if !self.speaking {
-            return Some(Change::Ended(at));
+        if self.speaking {
+            self.speaking = false;
+            return Some(Change::Ended(self.streak_begin()));
         }
-        self.began = at;
+        Some(self.begin(own))
+    }
+
+    /// A voice, from the first window of the streak on.
+    fn begin(&mut self, own: Own) -> Change {
+        self.speaking = true;
+        self.began = self.streak_begin();
         self.sure = (own != Own::Silent).then_some(0);
-        Some(if self.sure.is_some() { Change::Suspected(at) } else { Change::Began(at) })
+        if self.sure.is_some() { Change::Suspected(self.began) } else { Change::Began(self.began) }
+    }
+
+    fn streak_begin(&self) -> Duration {
+        Duration::from_secs_f64(self.streak_from as f64 / f64::from(SAMPLE_RATE))
     }
 }
 
@@ -233,6 +276,25 @@ mod tests {
             checked += 1;
         }
         assert_eq!(checked, 6);
+    }
+
+    /// While the program speaks: two windows that are sure begin a voice, and so do many that are not; one, or an even doubt, does not.
+    #[test]
+    fn evidence_adds_up() {
+        let begins = |scores: &[f32]| {
+            let mut activity = Activity::new(ActivitySettings::default());
+            let silence = [0.0; WINDOW];
+            scores.iter().position(|over| {
+                let change = activity.step(Heard { samples: &silence, own: Own::Speaks, over: *over });
+                assert!(change.is_none_or(|change| matches!(change, Change::Suspected(_))));
+                change.is_some()
+            })
+        };
+        assert_eq!(begins(&[0.01, 1.0, 1.0, 1.0]), Some(2));
+        assert_eq!(begins(&[0.4; 9]), Some(2));
+        assert_eq!(begins(&[0.25; 9]), Some(3));
+        assert_eq!(begins(&[0.02, 1.0, 0.02, 0.02, 0.02, 1.0, 0.02, 0.02]), None, "a click each");
+        assert_eq!(begins(&[0.05; 1000]), None, "neither for nor against");
     }
 
     #[test]
