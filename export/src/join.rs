@@ -85,13 +85,7 @@ pub fn join(from: &[PathBuf], target: &Target) -> Result<(Bundle, Vec<String>)> 
             ensure!(!copy.exists(), "two of the parts have a file {}: export one of them again", file.file);
             std::fs::copy(&source, copy).with_context(|| format!("copying {}", source.display()))?;
         }
-        let slot = match name {
-            StageName::Tokenizer => &mut manifest.stage.tokenizer,
-            StageName::Lm => &mut manifest.stage.lm,
-            StageName::Head => &mut manifest.stage.head,
-            StageName::Decoder => &mut manifest.stage.decoder,
-        };
-        *slot = Some(entry.clone());
+        *manifest.stage.slot(*name) = Some(entry.clone());
         let mut measured = Table::from_iter([("from".to_owned(), Value::String(from.name.clone()))]);
         measured.extend(figures(from, *name));
         if let Some(picture) = picture(part, *name) {

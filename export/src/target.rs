@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use sa_device::bundle::{BundleWriter, FORMAT_VERSION, Layout, Manifest, StageName, Stages, hexadecimal, sha256_file};
+use sa_device::bundle::{BundleWriter, FORMAT_VERSION, Layout, Manifest, Stages, hexadecimal, sha256_file};
 use sa_device::engine::{Engine, EngineName, Wish};
 use sha2::{Digest, Sha256};
 
@@ -75,13 +75,8 @@ impl Target {
     /// The manifest of a bundle with one stage over `k` units of `hop` samples, made from all files of these sources: what each is, and
     /// its files.
     pub fn part(&self, sources: &[(&str, Vec<PathBuf>)], graph: &StageGraph, k: usize, hop: usize) -> Result<Manifest> {
-        let entry = Some(graph.entry());
-        let stage = match graph.stage {
-            StageName::Tokenizer => Stages { tokenizer: entry, ..Stages::default() },
-            StageName::Lm => Stages { lm: entry, ..Stages::default() },
-            StageName::Head => Stages { head: entry, ..Stages::default() },
-            StageName::Decoder => Stages { decoder: entry, ..Stages::default() },
-        };
+        let mut stage = Stages::default();
+        *stage.slot(graph.stage) = Some(graph.entry());
         let sources = sources.iter().flat_map(|(what, files)| files.iter().map(move |file| (what, file)));
         let named =
             sources.map(|(what, file)| (format!("{what}/{}", file.file_name().unwrap_or_default().to_string_lossy()), file.clone()));

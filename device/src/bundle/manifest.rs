@@ -201,6 +201,16 @@ impl Stages {
         }
     }
 
+    /// Where the entry of a stage stands, to be set.
+    pub fn slot(&mut self, name: StageName) -> &mut Option<StageEntry> {
+        match name {
+            StageName::Tokenizer => &mut self.tokenizer,
+            StageName::Lm => &mut self.lm,
+            StageName::Head => &mut self.head,
+            StageName::Decoder => &mut self.decoder,
+        }
+    }
+
     /// The entry of a stage that is needed.
     ///
     /// # Errors
