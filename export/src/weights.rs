@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 
 use crate::import::torch::{Torch, TorchError};
@@ -78,10 +78,6 @@ impl Weights {
         Self::open(&found.ok_or_else(|| WeightsError::None { dir: dir.into() })?)
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Every file that this is read from: the one, or the index and its shards.
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files = vec![self.path.clone()];
@@ -117,7 +113,7 @@ impl Weights {
         match &self.store {
             Store::Safetensors { index: Some(index), .. } => index.keys().cloned().collect(),
             Store::Safetensors { files, index: None } => files.iter().flat_map(|file| file.metadata.offset_keys()).collect(),
-            Store::Torch(torch) => torch.shapes().map(|(name, _)| name.to_owned()).collect(),
+            Store::Torch(torch) => torch.names().map(str::to_owned).collect(),
         }
     }
 
@@ -130,7 +126,7 @@ impl Weights {
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
         match &self.store {
             Store::Safetensors { .. } => self.file_of(name)?.metadata.info(name).map(|info| info.shape.clone()),
-            Store::Torch(torch) => torch.shape(name).map(<[usize]>::to_vec),
+            Store::Torch(torch) => torch.shape(name),
         }
     }
 
@@ -152,10 +148,10 @@ impl Weights {
             return Err(WeightsError::Shape { path: path(), name: name.into(), expected: shape.into(), actual });
         }
         let data = match &self.store {
-            Store::Safetensors { .. } => self.file_of(name).map(|file| file.tensor(name)).transpose()?.flatten(),
-            Store::Torch(torch) => torch.tensor(name).transpose().map_err(|source| WeightsError::Torch { path: path(), source })?,
+            Store::Safetensors { .. } => self.file_of(name).and_then(|file| file.tensor(name)),
+            Store::Torch(torch) => torch.tensor(name).map(|data| data.map_err(|source| WeightsError::Torch { path: path(), source })),
         };
-        let data = data.expect("it has a shape, so it is there");
+        let data = data.ok_or_else(|| self.missing(name))??;
         if data.iter().any(|x| !x.is_finite()) {
             return Err(WeightsError::NotFinite { path: path(), name: name.into() });
         }
@@ -200,20 +196,22 @@ impl SafeFile {
         Ok(Self { path: path.into(), file, begin, metadata })
     }
 
-    fn tensor(&self, name: &str) -> Result<Option<Vec<f32>>, WeightsError> {
-        let Some(info) = self.metadata.info(name) else { return Ok(None) };
+    fn tensor(&self, name: &str) -> Option<Result<Vec<f32>, WeightsError>> {
+        self.metadata.info(name).map(|info| self.values(name, info))
+    }
+
+    fn values(&self, name: &str, info: &TensorInfo) -> Result<Vec<f32>, WeightsError> {
         let (from, to) = info.data_offsets;
         let mut bytes = vec![0u8; to - from];
         let unread = |source| WeightsError::Read { path: self.path.clone(), source };
         self.file.read_exact_at(&mut bytes, self.begin + from as u64).map_err(unread)?;
         let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-        let data: Vec<f32> = match info.dtype {
+        Ok(match info.dtype {
             Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Dtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
             Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
             actual => return Err(WeightsError::Type { path: self.path.clone(), name: name.into(), actual: format!("{actual:?}") }),
-        };
-        Ok(Some(data))
+        })
     }
 }
 

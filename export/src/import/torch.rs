@@ -4,9 +4,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Mutex;
 
 use half::{bf16, f16};
 use rawzip::{CompressionMethod, RECOMMENDED_BUFFER_SIZE, ZipArchive};
@@ -65,10 +65,9 @@ impl Element {
 }
 
 /// Where a tensor's numbers are.
-#[derive(Debug, Clone)]
-struct Place {
+struct Place<'a> {
     element: Element,
-    storage: String,
+    storage: &'a str,
     offset: usize,
     shape: Vec<usize>,
     stride: Vec<usize>,
@@ -77,10 +76,11 @@ struct Place {
 /// An opened file.
 #[derive(Debug)]
 pub struct Torch {
-    file: Mutex<File>,
+    file: File,
     /// Start and length in bytes of each storage.
     storages: HashMap<String, (u64, u64)>,
-    tensors: BTreeMap<String, Place>,
+    /// The description of each tensor, which is worked out when it is asked for: many may share a few bytes of the file.
+    tensors: BTreeMap<String, Id>,
     /// What else the file says: configurations, say.
     pub pickle: Pickle,
 }
@@ -91,13 +91,14 @@ const LEGACY_MAGIC: [u8; 15] = [0x80, 0x02, 0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 
 const NESTED: [&str; 4] = ["model", "state_dict", "generator", "model_state_dict"];
 /// Largest description that is read: those of real checkpoints have at most a few megabytes.
 const MOST_PICKLE_BYTES: u64 = 512 << 20;
+/// Longest name of a tensor or key of a storage. Every tensor gets a copy, and a file may use one text for many.
+const LONGEST_KEY: usize = 256;
 
 impl Torch {
     pub fn open(path: &Path) -> Result<Self, TorchError> {
-        let mut file = File::open(path)?;
+        let file = File::open(path)?;
         let mut start = [0; LEGACY_MAGIC.len()];
-        let read = file.read(&mut start)?;
-        file.rewind()?;
+        let read = file.read_at(&mut start, 0)?;
         match &start[..read] {
             [b'P', b'K', ..] => Self::open_zip(file),
             start if *start == LEGACY_MAGIC => Self::open_legacy(file),
@@ -105,29 +106,37 @@ impl Torch {
         }
     }
 
-    fn open_zip(mut file: File) -> Result<Self, TorchError> {
+    fn open_zip(file: File) -> Result<Self, TorchError> {
         let entries = zip_entries(&file)?;
         let name = entries.keys().find(|name| *name == "data.pkl" || name.ends_with("/data.pkl"));
         let name = name.ok_or_else(|| TorchError::Damaged("the archive has no data.pkl".into()))?;
         let folder = name.trim_end_matches("data.pkl").to_owned();
+        const BIG: &[u8] = b"big";
         if let Some(order) = entries.get(&format!("{folder}byteorder"))
-            && range(&mut file, *order)? == b"big"
+            && order.1 == BIG.len() as u64
+            && range(&file, *order)? == BIG
         {
             return Err(TorchError::Unsupported("the file was written on a big-endian machine".into()));
         }
-        let pickle = Pickle::read(&range(&mut file, entries[name])?)?;
+        if entries[name].1 > MOST_PICKLE_BYTES {
+            return Err(TorchError::Unsupported(format!(
+                "its data.pkl has {} MB: no description of tensors is so long",
+                entries[name].1 >> 20
+            )));
+        }
+        let pickle = Pickle::read(&range(&file, entries[name])?)?;
         let tensors = tensors(&pickle);
         let prefix = format!("{folder}data/");
         let storages = entries.iter().filter_map(|(name, place)| Some((name.strip_prefix(&prefix)?.to_owned(), *place))).collect();
-        Ok(Self { file: Mutex::new(file), storages, tensors, pickle })
+        Ok(Self { file, storages, tensors, pickle })
     }
 
     /// Magic number, version and machine, the object, the storages' keys, and then the storages: a count of elements each, and
     /// the elements.
-    fn open_legacy(mut file: File) -> Result<Self, TorchError> {
+    fn open_legacy(file: File) -> Result<Self, TorchError> {
         let length = file.metadata()?.len();
         let mut bytes = Vec::new();
-        Read::by_ref(&mut file).take(MOST_PICKLE_BYTES).read_to_end(&mut bytes)?;
+        (&file).take(MOST_PICKLE_BYTES).read_to_end(&mut bytes)?;
         let mut at = 0;
         let mut next = || -> Result<Pickle, PickleError> {
             let pickle = Pickle::read(&bytes[at..])?;
@@ -138,17 +147,18 @@ impl Torch {
             next()?;
         }
         let (pickle, keys) = (next()?, next()?);
-        let sizes: HashMap<String, usize> =
-            (0..).map_while(|id| pickle.try_value(id)).filter_map(|value| storage(&pickle, value)).collect();
+        let sizes: HashMap<&str, usize> = (0..)
+            .map_while(|id| pickle.try_value(id))
+            .filter_map(|value| storage(&pickle, value).map(|(key, element)| (key, element.size())))
+            .collect();
         let damaged = |what: &str| TorchError::Damaged(what.to_owned());
         let mut storages = HashMap::new();
         let mut start = at as u64;
         for key in keys.sequence(keys.root()).ok_or_else(|| damaged("there is no list of storages"))? {
             let key = keys.text(*key).ok_or_else(|| damaged("a storage has no name"))?;
             let size = *sizes.get(key).ok_or_else(|| damaged("a storage belongs to no tensor"))?;
-            file.seek(SeekFrom::Start(start))?;
             let mut count = [0; 8];
-            file.read_exact(&mut count).map_err(|_| damaged("it ends before its last storage"))?;
+            file.read_exact_at(&mut count, start).map_err(|_| damaged("it ends before its last storage"))?;
             let bytes = u64::from_le_bytes(count).checked_mul(size as u64);
             let place = bytes.and_then(|bytes| Some((bytes, bytes.checked_add(start + 8)?))).filter(|(_, end)| *end <= length);
             let (bytes, end) = place.ok_or_else(|| damaged("it ends before its last storage"))?;
@@ -156,21 +166,25 @@ impl Torch {
             start = end;
         }
         let tensors = tensors(&pickle);
-        Ok(Self { file: Mutex::new(file), storages, tensors, pickle })
+        Ok(Self { file, storages, tensors, pickle })
     }
 
-    /// Names and shapes of the tensors.
-    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        self.tensors.iter().map(|(name, place)| (name.as_str(), place.shape.as_slice()))
+    /// Names of the tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
     }
 
-    pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|place| place.shape.as_slice())
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.place(name).map(|place| place.shape)
     }
 
     /// A tensor's values in row-major order; `None` if there is no tensor of this name.
     pub fn tensor(&self, name: &str) -> Option<Result<Vec<f32>, TorchError>> {
-        self.tensors.get(name).map(|place| self.values(place))
+        self.place(name).map(|place| self.values(&place))
+    }
+
+    fn place(&self, name: &str) -> Option<Place<'_>> {
+        tensor(&self.pickle, *self.tensors.get(name)?)
     }
 
     fn values(&self, place: &Place) -> Result<Vec<f32>, TorchError> {
@@ -193,7 +207,7 @@ impl Torch {
             )));
         }
         let start = place.offset.checked_mul(size).ok_or_else(outside)?;
-        let bytes = self.bytes(&place.storage, start, reach.checked_mul(size).ok_or_else(outside)?)?;
+        let bytes = self.bytes(place.storage, start, reach.checked_mul(size).ok_or_else(outside)?)?;
         let value = |bytes: &[u8]| match place.element {
             Element::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
             Element::BF16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
@@ -227,8 +241,7 @@ impl Torch {
         if start.checked_add(length).is_none_or(|end| end as u64 > size) {
             return Err(short());
         }
-        let mut file = self.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        range(&mut file, (at + start as u64, length as u64))
+        range(&self.file, (at + start as u64, length as u64))
     }
 }
 
@@ -257,10 +270,9 @@ fn zip_entries(file: &File) -> Result<BTreeMap<String, (u64, u64)>, TorchError> 
 }
 
 /// Bytes of a file, which were seen to be in it.
-fn range(file: &mut File, (start, length): (u64, u64)) -> Result<Vec<u8>, TorchError> {
-    file.seek(SeekFrom::Start(start))?;
+fn range(file: &File, (start, length): (u64, u64)) -> Result<Vec<u8>, TorchError> {
     let mut bytes = vec![0; length as usize];
-    file.read_exact(&mut bytes).map_err(|_| TorchError::Damaged("it ends in the middle".into()))?;
+    file.read_exact_at(&mut bytes, start).map_err(|_| TorchError::Damaged("it ends in the middle".into()))?;
     Ok(bytes)
 }
 
@@ -273,80 +285,82 @@ fn contiguous(shape: &[usize], stride: &[usize]) -> bool {
     })
 }
 
-/// A storage's key: a number, as text. Every tensor gets a copy, so a long one is refused.
-fn storage_key(pickle: &Pickle, key: Id) -> Option<String> {
-    const LONGEST_KEY: usize = 256;
-    pickle.text(key).filter(|key| key.len() <= LONGEST_KEY).map(str::to_owned)
-}
-
-/// Key and element size of the storage that a persistent value names: `('storage', class, key, location, count, …)`.
-fn storage(pickle: &Pickle, value: &Value) -> Option<(String, usize)> {
+/// Key and elements of the storage that a persistent value names: `('storage', class, key, location, count, …)`.
+fn storage<'a>(pickle: &'a Pickle, value: &Value) -> Option<(&'a str, Element)> {
     let Value::Persistent(id) = value else { return None };
     let [_, class, key, ..] = pickle.sequence(*id)? else { return None };
     let Value::Global(class) = pickle.value(*class) else { return None };
-    Some((storage_key(pickle, *key)?, Element::of_storage(class)?.size()))
+    Some((pickle.text(*key).filter(|key| key.len() <= LONGEST_KEY)?, Element::of_storage(class)?))
 }
 
 /// The tensors of the dictionary that holds most of them.
-fn tensors(pickle: &Pickle) -> BTreeMap<String, Place> {
-    let of = |id: Id| -> BTreeMap<String, Place> {
-        let entries = pickle.entries(id).unwrap_or_default();
-        entries.iter().filter_map(|(key, value)| Some((pickle.text(*key)?.to_owned(), tensor(pickle, *value)?))).collect()
+fn tensors(pickle: &Pickle) -> BTreeMap<String, Id> {
+    let of = |id: Id| {
+        let mut tensors = BTreeMap::new();
+        // One by one, so that a name that stands there again and again is kept once.
+        for (key, value) in pickle.entries(id).unwrap_or_default() {
+            if let Some(name) = pickle.text(*key).filter(|name| name.len() <= LONGEST_KEY)
+                && tensor(pickle, *value).is_some()
+            {
+                tensors.insert(name.to_owned(), *value);
+            }
+        }
+        tensors
     };
     let nested = NESTED.iter().filter_map(|key| pickle.get(pickle.root(), key));
     std::iter::once(pickle.root()).chain(nested).map(of).max_by_key(BTreeMap::len).unwrap_or_default()
 }
 
 /// `_rebuild_tensor_v2(storage, offset, size, stride, …)`, maybe inside of `_rebuild_parameter(tensor, …)`.
-fn tensor(pickle: &Pickle, id: Id) -> Option<Place> {
+fn tensor(pickle: &Pickle, id: Id) -> Option<Place<'_>> {
     let mut object = pickle.object(id)?;
     if object.class.ends_with("._rebuild_parameter") {
         object = pickle.object(*object.arguments.first()?)?;
     }
-    let [storage, offset, shape, stride, ..] = object.arguments.as_slice() else { return None };
+    let [value, offset, shape, stride, ..] = object.arguments.as_slice() else { return None };
     if !object.class.contains("._rebuild_tensor") {
         return None;
     }
-    let Value::Persistent(storage) = pickle.value(*storage) else { return None };
-    let [_, class, key, ..] = pickle.sequence(*storage)? else { return None };
-    let Value::Global(class) = pickle.value(*class) else { return None };
+    let (storage, element) = storage(pickle, pickle.value(*value))?;
     let (shape, stride) = (pickle.sizes(*shape)?, pickle.sizes(*stride)?);
-    let place = Place {
-        element: Element::of_storage(class)?,
-        storage: storage_key(pickle, *key)?,
-        offset: usize::try_from(pickle.int(*offset)?).ok()?,
-        shape,
-        stride,
-    };
-    (place.shape.len() == place.stride.len()).then_some(place)
+    let offset = usize::try_from(pickle.int(*offset)?).ok()?;
+    (shape.len() == stride.len()).then_some(Place { element, storage, offset, shape, stride })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A file from before PyTorch 1.6 with one tensor `w` over the storage `0`, which promises `count` elements and has `data`.
-    fn legacy(class: &str, shape: &[i64], stride: &[i64], count: u64, data: &[u8]) -> tempfile::NamedTempFile {
+    /// What makes a tensor over the storage `0`.
+    fn rebuilt(class: &str, shape: &[i64], stride: &[i64]) -> Vec<u8> {
         let tuple = |numbers: &[i64]| {
             let wide = |n: &i64| [b"\x8a\x08".as_slice(), &n.to_le_bytes()].concat();
             [b"(".to_vec(), numbers.iter().flat_map(wide).collect(), b"t".to_vec()].concat()
         };
         let storage = format!("(X\x07\0\0\0storagectorch\n{class}\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01NtQ");
-        let object = [
-            b"\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n(".as_slice(),
-            storage.as_bytes(),
-            b"K\0",
-            &tuple(shape),
-            &tuple(stride),
-            b"\x89NtRs.",
-        ];
-        let mut bytes =
-            [LEGACY_MAGIC.as_slice(), b"\x80\x02M\xe9\x03.", b"\x80\x02}.", &object.concat(), b"\x80\x02]X\x01\0\0\x000a."].concat();
+        let call = b"ctorch._utils\n_rebuild_tensor_v2\n(".as_slice();
+        [call, storage.as_bytes(), b"K\0", &tuple(shape), &tuple(stride), b"\x89NtR"].concat()
+    }
+
+    fn text(text: &str) -> Vec<u8> {
+        [b"X".as_slice(), &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat()
+    }
+
+    /// A file from before PyTorch 1.6 with a dictionary of these entries over the storage `0`, which promises `count` elements and has
+    /// `data`.
+    fn legacy_of(entries: &[u8], count: u64, data: &[u8]) -> tempfile::NamedTempFile {
+        let object = [b"\x80\x02}".as_slice(), entries, b"."].concat();
+        let mut bytes = [LEGACY_MAGIC.as_slice(), b"\x80\x02M\xe9\x03.", b"\x80\x02}.", &object, b"\x80\x02]X\x01\0\0\x000a."].concat();
         bytes.extend(count.to_le_bytes());
         bytes.extend(data);
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         std::fs::write(file.path(), bytes).expect("written");
         file
+    }
+
+    /// The same with one tensor `w`.
+    fn legacy(class: &str, shape: &[i64], stride: &[i64], count: u64, data: &[u8]) -> tempfile::NamedTempFile {
+        legacy_of(&[text("w"), rebuilt(class, shape, stride), b"s".to_vec()].concat(), count, data)
     }
 
     #[test]
@@ -374,5 +388,37 @@ mod tests {
                 assert!(error.to_string().contains("ends before"), "{error}");
             }
         }
+    }
+
+    /// A name of a megabyte and a tensor, each kept in the memo, in many pairs of four bytes.
+    #[test]
+    fn a_name_is_kept_once_and_none_is_long() {
+        let tensor = rebuilt("FloatStorage", &[1], &[1]);
+        let kept = [text(&"w".repeat(1 << 20)), b"q\0".to_vec(), tensor, b"q\x01".to_vec()].concat();
+        let longest = "w".repeat(LONGEST_KEY);
+        let short = [text(&longest), b"q\x02h\x01".to_vec(), b"h\x02h\x01".repeat(1000)].concat();
+        let entries = [b"(".as_slice(), &kept, &b"h\0h\x01".repeat(1000), &short, b"u"].concat();
+        let torch = Torch::open(legacy_of(&entries, 1, &2.0f32.to_le_bytes()).path()).expect("opens");
+        assert_eq!(torch.names().collect::<Vec<_>>(), [longest.as_str()]);
+        assert_eq!(torch.shape(&longest), Some(vec![1]));
+        assert_eq!(torch.tensor(&longest).expect("it is there").expect("read"), [2.0]);
+    }
+
+    /// An archive of one entry, whose bytes are a hole in the file.
+    #[test]
+    fn a_description_in_an_archive_is_no_longer_than_one_alone() {
+        let name = b"archive/data.pkl";
+        let size = (MOST_PICKLE_BYTES as u32 + 1).to_le_bytes();
+        // What both headers of an entry say of it: version, flags, method, time, checksum, sizes, and lengths of name and extra field.
+        let said = [b"\x14\0\0\0\0\0\0\0\0\0\0\0\0\0".as_slice(), &size, &size, &[name.len() as u8, 0, 0, 0]].concat();
+        let local = [b"PK\x03\x04".as_slice(), &said, name].concat();
+        let directory = [b"PK\x01\x02\x14\0".as_slice(), &said, &[0; 14], name].concat();
+        let start = local.len() as u32 + MOST_PICKLE_BYTES as u32 + 1;
+        let counts = [b"PK\x05\x06\0\0\0\0\x01\0\x01\0".as_slice(), &(directory.len() as u32).to_le_bytes(), &start.to_le_bytes(), b"\0\0"];
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.as_file().write_all_at(&local, 0).expect("written");
+        file.as_file().write_all_at(&[directory, counts.concat()].concat(), u64::from(start)).expect("written");
+        let error = Torch::open(file.path()).expect_err("no checkpoint says so much").to_string();
+        assert!(error.contains("data.pkl has 512 MB"), "{error}");
     }
 }
