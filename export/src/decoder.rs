@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Error, Result, ensure};
 use indicatif::ProgressBar;
-use sa_device::bundle::{Bundle, DECODER_MAX_DELAY, Manifest};
+use sa_device::bundle::{Bundle, DECODER_MAX_DELAY};
 use sa_device::engine::Engine;
 
 use crate::budget::{Baseline, Budgets, Measured, Rules, choose};
@@ -55,8 +55,8 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     bar.finish_and_clear();
     graph.save(&writer)?;
     draw_curves(&writer, &report)?;
-    let part = options.target.part(&[("hifigan", gan.files())], &graph, gan.config.num_embeddings, gan.config.hop())?;
-    let bundle = writer.finish(Manifest { measured: report.to_toml(), ..part })?;
+    let part = options.target.part(&[("hifigan", gan.files())], &graph, gan.config.num_embeddings, gan.config.hop(), &report)?;
+    let bundle = writer.finish(part)?;
     Ok((bundle, report))
 }
 

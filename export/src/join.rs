@@ -8,6 +8,7 @@ use sa_device::bundle::{Bundle, Manifest, StageName, hexadecimal};
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
+use crate::report::PROGRAM_MB;
 use crate::target::{PICTURE, Target};
 
 /// Takes each stage from the first of the bundles `from` that holds it; head and vocabulary come with the language model. Nothing is
@@ -57,8 +58,9 @@ pub fn join(from: &[PathBuf], target: &Target) -> Result<(Bundle, Vec<String>)> 
     let mut manifest = Manifest {
         licence,
         provenance: words(&|manifest| format!("{}: {}", manifest.name, manifest.provenance)).into_iter().collect::<Vec<_>>().join("; "),
-        // Each part's estimate has the 40 MB of the program in it.
-        minimum_memory_mb: 40 + sources.iter().map(|part| part.manifest().minimum_memory_mb.saturating_sub(40)).sum::<u32>(),
+        // Each part's estimate has the program in it.
+        minimum_memory_mb: PROGRAM_MB
+            + sources.iter().map(|part| part.manifest().minimum_memory_mb.saturating_sub(PROGRAM_MB)).sum::<u32>(),
         ..target.manifest(checkpoint)
     };
     let writer = target.writer()?;

@@ -234,6 +234,9 @@ impl StageReport {
     }
 }
 
+/// What the program itself needs, beside its graphs.
+pub(crate) const PROGRAM_MB: u32 = 40;
+
 /// Figures of an export.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -265,7 +268,7 @@ impl Report {
     pub fn minimum_memory_mb(&self) -> u32 {
         let resident: usize = self.stages.iter().map(|s| if s.precision.computes_in_fewer_bits() { s.bytes } else { s.fp32_bytes }).sum();
         let largest = self.stages.iter().map(|s| s.fp32_bytes + s.bytes).max().unwrap_or(0);
-        ((resident + largest) / 1_000_000) as u32 + 40
+        ((resident + largest) / 1_000_000) as u32 + PROGRAM_MB
     }
 
     /// For `[measured]`.

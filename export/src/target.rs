@@ -73,8 +73,8 @@ impl Target {
     }
 
     /// The manifest of a bundle with one stage over `k` units of `hop` samples, made from all files of these sources: what each is, and
-    /// its files.
-    pub fn part(&self, sources: &[(&str, Vec<PathBuf>)], graph: &StageGraph, k: usize, hop: usize) -> Result<Manifest> {
+    /// its files. Memory and figures are those of the report.
+    pub fn part(&self, sources: &[(&str, Vec<PathBuf>)], graph: &StageGraph, k: usize, hop: usize, report: &Report) -> Result<Manifest> {
         let mut stage = Stages::default();
         *stage.slot(graph.stage) = Some(graph.entry());
         let sources = sources.iter().flat_map(|(what, files)| files.iter().map(move |file| (what, file)));
@@ -84,9 +84,9 @@ impl Target {
         Ok(Manifest {
             unit_rate: (RATE / hop) as u32,
             k,
-            // While it is loaded, the file, its parsed form and the engine's form are there at once.
-            minimum_memory_mb: (3 * graph.onnx.bytes() / 1_000_000) as u32 + 40,
+            minimum_memory_mb: report.minimum_memory_mb(),
             stage,
+            measured: report.to_toml(),
             ..self.manifest(sha256)
         })
     }
@@ -166,6 +166,10 @@ pub(crate) fn progress(steps: u64) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::onnx::{DataType, Graph, Precision};
+    use crate::report::{PROGRAM_MB, Ran, Second, StageReport};
+    use sa_device::bundle::StageName;
+    use sa_device::engine::Tract;
 
     #[test]
     fn every_input_leaves_its_trace() {
@@ -180,6 +184,36 @@ mod tests {
         assert_ne!(of("a"), of("b"));
         let (path, _) = fingerprint([("gone".to_owned(), dir.path().join("gone"))]).expect_err("it is not there");
         assert!(path.ends_with("gone"));
+    }
+
+    /// In half precision the file is widened while it is loaded: three times its size is less than that takes.
+    #[test]
+    fn a_part_needs_the_memory_of_its_widened_weights() {
+        let mut graph = Graph::new("decoder", "");
+        let x = graph.input("x", DataType::F32, &[1]);
+        graph.output("y", &x);
+        let graph = StageGraph {
+            stage: StageName::Decoder,
+            precision: Precision::Fp16,
+            chunk: 1,
+            latency_ms: 0.0,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            initial: None,
+            layers: Vec::new(),
+            names: Vec::new(),
+            onnx: graph.encode().expect("written"),
+        };
+        let word = || "test".to_owned();
+        let output = PathBuf::from("part");
+        let target = Target { output, name: word(), licence: word(), provenance: word(), engine: EngineName::Tract, ort_library: None };
+        let mut report = Report::on(&Tract, word());
+        let second = Second { engine: "ort", ms: Ran::LeftOut(word()), fp32_ms: Ran::LeftOut(word()) };
+        let figures = StageReport::new(StageName::Decoder, None, 200_000_000, 1.0, second);
+        report.stages.push(StageReport { precision: Precision::Fp16, bytes: 100_000_000, ..figures });
+        let part = target.part(&[], &graph, 10, 640, &report).expect("nothing is read");
+        assert_eq!(part.minimum_memory_mb, 200 + 200 + 100 + PROGRAM_MB);
+        assert!(part.measured.contains_key("decoder"), "{}", part.measured);
     }
 
     #[test]

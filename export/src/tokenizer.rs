@@ -85,10 +85,10 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     graph.save(&writer)?;
     draw_curves(&writer, &report)?;
     let sources = [("hubert", hubert.files()), ("kmeans", vec![options.kmeans.clone()])];
-    let part = options.target.part(&sources, &graph, codebook.shape[0], hubert.config.hop())?;
+    let part = options.target.part(&sources, &graph, codebook.shape[0], hubert.config.hop(), &report)?;
     writer.add(UNIT_DISTANCES, &units::distances(&codebook.data, codebook.shape[0]))?;
     let unit_distances = Some(FileEntry::named(UNIT_DISTANCES));
-    let bundle = writer.finish(Manifest { measured: report.to_toml(), unit_distances, ..part })?;
+    let bundle = writer.finish(Manifest { unit_distances, ..part })?;
     Ok((bundle, report))
 }
 

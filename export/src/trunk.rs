@@ -104,7 +104,7 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     std::fs::copy(&tokenizer, writer.path("tokenizer.json")).with_context(|| format!("copying {}", tokenizer.display()))?;
     let mut sources = vec![("qwen", qwen.files())];
     sources.extend(speech.as_ref().map(|speech| ("speech", speech.files())));
-    let part = options.target.part(&sources, &lm, config.units, RATE / UNIT_RATE)?;
+    let part = options.target.part(&sources, &lm, config.units, RATE / UNIT_RATE, &report)?;
     let special_tokens = if speech.is_some() { qwen.special_tokens()? } else { Default::default() };
     let missing: Vec<&str> = SPECIALS[1..].iter().copied().filter(|token| !special_tokens.contains_key(*token)).collect();
     if speech.is_some() && !missing.is_empty() {
@@ -119,9 +119,7 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
         transcript: speech.as_ref().is_some_and(|speech| speech.transcript),
         special_tokens,
         vocabulary: Some(FileEntry::named("tokenizer.json")),
-        minimum_memory_mb: report.minimum_memory_mb(),
         stage: Stages { head: head.as_ref().map(StageGraph::entry), ..part.stage.clone() },
-        measured: report.to_toml(),
         ..part
     })?;
     Ok((bundle, report))
