@@ -250,11 +250,12 @@ impl Graph {
         Precision::Fp32
     }
 
-    /// Notes what the weights of the layer in force lost.
+    /// Notes what the weights of the layer in force lost: of several matrices in it, the one that lost most.
     pub(super) fn record_layer(&mut self, error: f64) {
         let name = self.scopes.join(".");
-        if !self.layers.iter().any(|layer| layer.name == name) {
-            self.layers.push(Layer { name, error });
+        match self.layers.iter_mut().find(|layer| layer.name == name) {
+            Some(layer) => layer.error = layer.error.max(error),
+            None => self.layers.push(Layer { name, error }),
         }
     }
 

@@ -264,6 +264,21 @@ fn quantised_layers_say_what_they_lost() {
 }
 
 #[test]
+fn of_the_matrices_of_a_layer_the_worst_counts() {
+    let mut graph = Graph::new("test", "");
+    let x = graph.input("x", DataType::F32, &[1, 64]);
+    // One level for all weights: nothing is lost of the first matrix.
+    let (exact, lossy) = (vec![0.5; 64 * 8], noise(64 * 8, 18));
+    graph.scope("layer", |g| {
+        g.linear(&x, &exact, None, Precision::Int8);
+        g.linear(&x, &lossy, None, Precision::Int8)
+    });
+    graph.scope("in_parts", |g| g.linear_in_parts(&x, &[exact, lossy].concat(), &[0.0; 16], 2, Precision::Int4));
+    let layers: Vec<(&str, bool)> = graph.layers().iter().map(|layer| (layer.name.as_str(), layer.error > 1e-4)).collect();
+    assert_eq!(layers, [("layer", true), ("in_parts", true)]);
+}
+
+#[test]
 fn quantised_weights_are_within_half_a_step() {
     let mut weight = noise(6 * 50, 13);
     weight[..50].fill(0.0); // a row of zeros has a scale all the same
