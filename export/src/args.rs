@@ -12,6 +12,11 @@ use sa_export::inspect;
 use sa_export::onnx::Precision;
 use sa_export::target::Target;
 
+/// Modes that write nothing, those that export nothing, and those whose networks see no window.
+const READING: [&str; 3] = ["inspect", "verify", "compare"];
+const NOT_EXPORTING: [&str; 4] = ["join", "inspect", "verify", "compare"];
+const WITHOUT_WINDOW: [&str; 6] = ["checkpoint", "qwen", "join", "inspect", "verify", "compare"];
+
 /// Turns a checkpoint into a bundle of streaming ONNX graphs, and proves each graph against its network.
 ///
 /// Exit codes: 0 done, 1 failed, 2 usage, 4 bundle invalid, 5 beyond budget (a graph differs too much).
@@ -23,7 +28,7 @@ pub struct Cli {
     #[arg(long, value_name = "DIR", requires = "output")]
     pub checkpoint: Option<PathBuf>,
     /// Bundle folder to write; a bundle that is there is replaced
-    #[arg(long, value_name = "BUNDLE")]
+    #[arg(long, value_name = "BUNDLE", conflicts_with_all = READING)]
     pub output: Option<PathBuf>,
     /// A public HuBERT to export as a streaming tokenizer: a folder of Hugging Face, or a .pt of fairseq
     #[arg(long, value_name = "PATH", requires_all = ["output", "kmeans"])]
@@ -35,7 +40,7 @@ pub struct Cli {
     #[arg(long, value_name = "N", requires = "hubert")]
     pub layer: Option<usize>,
     /// A public unit HiFi-GAN to export as a streaming decoder: a folder with config.json and a generator, or the generator's file
-    #[arg(long, value_name = "PATH", requires = "output", conflicts_with = "look_back")]
+    #[arg(long, value_name = "PATH", requires = "output")]
     pub hifigan: Option<PathBuf>,
     /// A public Qwen2 or Qwen2.5 to export as the trunk of a language model: a folder of Hugging Face
     #[arg(long, value_name = "DIR", requires = "output")]
@@ -47,14 +52,14 @@ pub struct Cli {
     #[arg(long, value_name = "N", requires = "qwen", default_value_t = 1024)]
     pub context: usize,
     /// With --hubert: audio before the chunk that the network hears again at every step (2000)
-    #[arg(long, value_name = "MS", value_parser = milliseconds)]
+    #[arg(long, value_name = "MS", value_parser = milliseconds, requires = "hubert")]
     pub look_back: Option<f64>,
     /// With --hubert and --hifigan: audio of a step (320 and 160 by default)
-    #[arg(long, value_name = "MS", value_parser = milliseconds)]
+    #[arg(long, value_name = "MS", value_parser = milliseconds, conflicts_with_all = WITHOUT_WINDOW)]
     pub chunk: Option<f64>,
     /// With --hubert and --hifigan: audio after the chunk that a step waits for (by default the shortest that gives 95 % of the offline
     /// units, or spectra within half a decibel)
-    #[arg(long, value_name = "MS", value_parser = milliseconds)]
+    #[arg(long, value_name = "MS", value_parser = milliseconds, conflicts_with_all = WITHOUT_WINDOW)]
     pub look_ahead: Option<f64>,
     /// Single precision (the default), in all stages or in the named ones
     #[arg(long, value_name = "STAGES", num_args = 0.., value_delimiter = ',', value_parser = stage)]
@@ -79,23 +84,23 @@ pub struct Cli {
     pub precision: Vec<(StageName, Precision)>,
     /// With --checkpoint and --hubert: folder of WAV files, or a corpus, to compare the quantised graphs on (built-in sounds otherwise);
     /// with --qwen: folder of texts (*.txt; what it writes itself otherwise)
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["hifigan", "join"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["hifigan", "join", "inspect", "verify", "compare"])]
     pub samples: Option<PathBuf>,
     /// With --checkpoint or --qwen: measure on this folder how much each input of a layer matters, and store 4-bit weights by that: WAV
     /// files or a corpus, texts (*.txt) for a Qwen2. Best other data than --samples
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["hubert", "hifigan", "join"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["hubert", "hifigan", "join", "inspect", "verify", "compare"])]
     pub calibrate: Option<PathBuf>,
     /// The bundle's name (the output folder's otherwise)
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = READING)]
     pub name: Option<String>,
     /// Licence of the weights, an SPDX expression (MIT OR Apache-2.0 with --checkpoint, else unknown)
-    #[arg(long, conflicts_with = "join")]
+    #[arg(long, conflicts_with_all = NOT_EXPORTING)]
     pub licence: Option<String>,
     /// Where the weights come from, in words (trained by sa-align with --checkpoint, else imported from the folder)
-    #[arg(long, conflicts_with = "join")]
+    #[arg(long, conflicts_with_all = NOT_EXPORTING)]
     pub provenance: Option<String>,
     /// The engine that will run the bundle: forms are proven, timed and chosen on it
-    #[arg(long, value_name = "tract|ort", default_value = "tract", value_parser = engine, conflicts_with_all = ["join", "inspect", "verify", "compare"])]
+    #[arg(long, value_name = "tract|ort", default_value = "tract", value_parser = engine, conflicts_with_all = NOT_EXPORTING)]
     pub engine: EngineName,
     /// The library of ONNX Runtime or its folder; else ORT_DYLIB_PATH and the usual places are looked at
     #[arg(long, value_name = "FILE", env = "SA_ORT_LIBRARY")]
@@ -198,15 +203,17 @@ impl Cli {
             [] | [_] | ["--int8", "--int4"] => {}
             [first, second, ..] => return Err(format!("{first} and {second} contradict each other: name stages behind one of them")),
         }
+        let given = [("--exclude", !self.exclude.is_empty()), ("--force", self.force)];
+        let given = alone.into_iter().chain(given.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag)).next();
+        if let Some(flag) = given.filter(|_| stages.is_empty()) {
+            return Err(format!("{flag} is for an export"));
+        }
         let forms = || stages.iter().flat_map(|stage| self.choice(*stage, Choice::int8()).candidates);
         if !self.exclude.is_empty() && forms().all(|form| form == Precision::Fp32) {
             return Err("--exclude keeps layers in single precision, and all of them are: add --fp16, --int8 or --int4".into());
         }
         if self.calibrate.is_some() && !forms().any(|form| form == Precision::Int4) {
             return Err("--calibrate changes 4-bit weights only: add --int4".into());
-        }
-        if self.force && stages.is_empty() {
-            return Err("--force is for an export".into());
         }
         Ok(())
     }
@@ -307,7 +314,10 @@ mod tests {
             ("--hubert dir --kmeans file --precision lm=int8", "is tokenizer"),
             ("--hifigan dir --budget tokenizer=0.9", "is decoder"),
             ("--join dir --int8 lm", "is nothing"),
-            ("--join dir --force", "is for an export"),
+            ("--join dir --force", "--force is for an export"),
+            ("--join dir --exclude *", "--exclude is for an export"),
+            ("--join dir --int8", "--int8 is for an export"),
+            ("--join dir --int8 --int4", "--int8 is for an export"),
             ("--checkpoint dir --exclude *", "--exclude"),
             ("--checkpoint dir --calibrate dir --int8", "add --int4"),
             ("--qwen dir --calibrate dir", "add --int4"),
@@ -315,14 +325,52 @@ mod tests {
             let message = parse(flags).check().expect_err(flags);
             assert!(message.contains(says), "{flags}: {message}");
         }
-        for flags in
-            ["--qwen dir --calibrate dir --int4 lm", "--qwen dir --speech dir --fp32 head", "--checkpoint dir --exclude * --fp16 lm"]
-        {
+        for flags in [
+            "--qwen dir --calibrate dir --int4 lm",
+            "--qwen dir --speech dir --fp32 head",
+            "--checkpoint dir --exclude * --fp16 lm",
+            "--hubert dir --kmeans file --look-back 1 --chunk 1 --look-ahead 1",
+            "--hifigan dir --chunk 1 --look-ahead 1",
+            "--join dir --name agent",
+        ] {
             assert_eq!(parse(flags).check(), Ok(()), "{flags}");
         }
-        for flags in ["--hifigan dir --samples dir", "--join dir --samples dir", "--join dir --licence MIT"] {
-            let words = ["sa-export", "--output", "bundle"].into_iter().chain(flags.split_whitespace());
-            assert!(Cli::try_parse_from(words).is_err(), "{flags}");
+        let is_refused = |flags: &str| {
+            let refused = Cli::try_parse_from(["sa-export"].into_iter().chain(flags.split_whitespace())).map(|cli| cli.check());
+            assert!(!matches!(refused, Ok(Ok(()))), "{flags}");
+        };
+        let exporting = ["--checkpoint dir", "--qwen dir", "--join dir", "--hifigan dir", "--hubert dir --kmeans file"];
+        for (flags, modes) in [
+            ("--samples dir", &["--hifigan dir", "--join dir"][..]),
+            ("--licence MIT", &["--join dir"]),
+            ("--look-back 1", &exporting[..4]),
+            ("--chunk 1", &exporting[..3]),
+            ("--look-ahead 1", &exporting[..3]),
+        ] {
+            modes.iter().for_each(|mode| is_refused(&format!("--output bundle {mode} {flags}")));
+        }
+        for mode in ["--inspect dir", "--verify dir", "--compare dir dir"] {
+            for flags in [
+                "--output bundle",
+                "--name nano",
+                "--licence MIT",
+                "--provenance us",
+                "--samples dir",
+                "--calibrate dir",
+                "--look-back 1",
+                "--chunk 1",
+                "--look-ahead 1",
+                "--fp32",
+                "--fp16",
+                "--int8",
+                "--int4",
+                "--exclude *",
+                "--force",
+            ] {
+                is_refused(&format!("{mode} {flags}"));
+            }
+            let words = ["sa-export"].into_iter().chain(mode.split_whitespace());
+            assert_eq!(Cli::try_parse_from(words).expect(mode).check(), Ok(()), "{mode}");
         }
     }
 
