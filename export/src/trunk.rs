@@ -140,7 +140,7 @@ struct Text {
     tokens: Vec<i64>,
     /// Where it comes from, for the report.
     source: String,
-    /// The graph that wrote it, where that was one in 8 bits.
+    /// The graph that wrote it.
     writer: Option<StageGraph>,
 }
 
@@ -155,9 +155,8 @@ struct Rows {
 impl Exporter<'_> {
     fn run(&self) -> Result<(StageGraph, Option<StageGraph>, Report)> {
         let Options { lm, head, .. } = self.options;
-        if lm.candidates == [Precision::Fp32] {
-            self.fits(Precision::Fp32, 4)?;
-        }
+        // One of the forms must be a file; where none is, the first is told of.
+        lm.candidates.iter().rev().map(|form| self.fits(*form)).reduce(Result::or).unwrap_or(Ok(()))?;
         self.check_exclude()?;
         let Text { tokens, source, mut writer } = self.text()?;
         let mut report = Report::on(self.engine, source);
@@ -171,7 +170,10 @@ impl Exporter<'_> {
         let importance = self.importance()?;
         let calibrated = |precision| Form { importance: importance.as_ref(), ..self.form(precision) };
         let fp32 = match &self.reference.pieces[..] {
-            [_] => Ok(self.draw_lm(Precision::Fp32.into())?),
+            [_] => Ok(match writer.take_if(|writer| writer.precision == Precision::Fp32) {
+                Some(written) => written,
+                None => self.draw_lm(Precision::Fp32.into())?,
+            }),
             pieces => Err(format!("it was measured in {} pieces, for it is large", pieces.len())),
         };
         let cross_entropy = rows.surprise.mean();
@@ -179,7 +181,6 @@ impl Exporter<'_> {
         let (lm_graph, entry) = choose(&self.rules(lm), baseline, |precision| {
             self.step(&format!("lm: {precision}"));
             if precision == Precision::Fp32 {
-                self.fits(precision, 4)?;
                 return Ok((self.draw_lm(precision.into())?, Measured { agreement: Some(1.0), ms: read.ms, ..Measured::default() }));
             }
             let graph = match writer.take_if(|writer| writer.precision == precision) {
@@ -242,15 +243,20 @@ impl Exporter<'_> {
         Rules { choice, budgets, force: *force, engine: self.engine, ort_library: target.ort_library.as_deref() }
     }
 
-    /// Refuses a trunk whose weights, at so many bytes each, are no one file.
-    fn fits(&self, precision: Precision, bytes: usize) -> Result<()> {
-        let size = bytes * graphs::lm::weights(self.config);
+    /// Refuses a form whose weights are no one file.
+    fn fits(&self, precision: Precision) -> Result<()> {
+        let size = |form| graphs::lm::bytes(self.config, form);
+        let smaller = [Precision::Fp16, Precision::Int8, Precision::Int4].into_iter().filter(|form| size(*form) <= LARGEST_FILE);
+        let smaller = smaller.map(|form| format!("--{form}")).collect::<Vec<_>>().join(" or ");
         ensure!(
-            size <= LARGEST_FILE,
-            "the lm in {precision} has {} MB, one ONNX file at most {}: choose --fp16, --int8 or --int4, or accept a form that loses more \
-             than its budget by --precision lm=FORM --force",
-            size / 1_000_000,
-            LARGEST_FILE / 1_000_000
+            size(precision) <= LARGEST_FILE,
+            "the lm in {precision} has {} MB, one ONNX file at most {}: {}",
+            size(precision) / 1_000_000,
+            LARGEST_FILE / 1_000_000,
+            match smaller.as_str() {
+                "" => "it is too large in every form".to_owned(),
+                _ => format!("choose {smaller}, or accept a form that loses more than its budget by --precision lm=FORM --force"),
+            }
         );
         Ok(())
     }
@@ -281,6 +287,7 @@ impl Exporter<'_> {
     }
 
     fn draw_lm(&self, form: Form) -> Result<StageGraph> {
+        self.fits(form.precision)?;
         let speech = self.speech.map(|speech| &speech.weights);
         Ok(graphs::lm::draw_parts(self.config, &self.qwen.weights, speech, form)?)
     }
@@ -311,10 +318,11 @@ impl Exporter<'_> {
         }
         self.step("lm: writing text");
         let precision = if self.reference.pieces.len() == 1 { Precision::Fp32 } else { Precision::Int8 };
-        let graph = self.draw_lm(self.form(precision))?;
+        let graph =
+            self.draw_lm(self.form(precision)).context("drawing what writes the text to compare on; --samples gives one instead")?;
         let tokens = self.write(&mut Runner::new(self.engine, &graph)?, length)?;
         let source = format!("{length} positions of text that the {precision} graph wrote");
-        Ok(Text { tokens, source, writer: Some(graph).filter(|_| precision == Precision::Int8) })
+        Ok(Text { tokens, source, writer: Some(graph) })
     }
 
     /// A seeded prompt and what the graph likes best after it.
@@ -338,6 +346,9 @@ fn texts(dir: &Path, tokenizer: &Path) -> Result<Vec<i64>> {
     let tokenizer = Tokenizer::from_file(tokenizer).map_err(wrong)?;
     let mut tokens = Vec::new();
     for path in files(dir, "txt")? {
+        if tokens.len() >= CALIBRATED {
+            break;
+        }
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let encoded = tokenizer.encode_fast(text, false).map_err(wrong)?;
         tokens.extend(encoded.get_ids().iter().map(|id| i64::from(*id)));

@@ -57,14 +57,27 @@ pub fn pieces(config: &Config, most: usize) -> Vec<Piece> {
     (0..of).step_by(step).map(|start| Piece { layers: start..(start + step).min(of), of }).collect()
 }
 
-/// Weights of the matrices of a graph: the embedding, the blocks, and the logits' product.
+/// Weights of the matrices of a graph: the embedding, the blocks, and the logits' product. A configuration can promise any number; what
+/// is beyond the greatest is that.
 pub fn weights(config: &Config) -> usize {
-    config.num_hidden_layers * block_weights(config) + 2 * config.hidden_size * config.vocab_size
+    product(&[config.num_hidden_layers, block_weights(config)]).saturating_add(product(&[2, config.hidden_size, config.vocab_size]))
+}
+
+/// Bytes that they take in a file, at the least: scales and what is stored more exactly are not counted, but for the embedding, which has
+/// 16 bits where products have fewer.
+pub fn bytes(config: &Config, precision: Precision) -> usize {
+    let table = product(&[config.hidden_size, config.vocab_size]);
+    let products = weights(config).saturating_sub(table);
+    (products / 8).saturating_mul(precision.bits()).saturating_add((table / 8).saturating_mul(precision.bits().max(16)))
 }
 
 fn block_weights(config: &Config) -> usize {
-    let wide = (config.num_attention_heads + config.num_key_value_heads) * config.head_dim;
-    2 * config.hidden_size * wide + 3 * config.hidden_size * config.intermediate_size
+    let wide = product(&[config.num_attention_heads.saturating_add(config.num_key_value_heads), config.head_dim]);
+    product(&[2, config.hidden_size, wide]).saturating_add(product(&[3, config.hidden_size, config.intermediate_size]))
+}
+
+fn product(sizes: &[usize]) -> usize {
+    sizes.iter().copied().fold(1, usize::saturating_mul)
 }
 
 /// Draws the graph of a model that has all its tensors in one place.
@@ -257,4 +270,33 @@ fn attend(graph: &mut Graph, sizes: Sizes, layer: usize, qkv: &Value, cache: &(V
     let now = graph.mul(&now, &v);
     let mixed = graph.add(&past, &now);
     graph.reshape(&mixed, &[1, heads * dh])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_public_trunks_and_of_impossible_ones() {
+        let trunk = |hidden_size, intermediate_size, num_hidden_layers, num_attention_heads| Config {
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads: 2,
+            head_dim: 128,
+            ..Config::nano(151_936, 1)
+        };
+        // Qwen2.5 of 1.5 and 3 billion weights, with the embedding twice.
+        let (small, large) = (trunk(1536, 8960, 28, 12), trunk(2048, 11_008, 36, 16));
+        assert_eq!((weights(&small) / 1_000_000, weights(&large) / 1_000_000), (1776, 3396));
+        let file = (1 << 31) - 1;
+        let fits = |config: &Config| Precision::ALL.map(|form| bytes(config, form) <= file);
+        assert_eq!((fits(&small), fits(&large)), ([false, false, true, true, true], [false; 5]));
+        let most = 1 << 24;
+        let hostile = Config { num_key_value_heads: most, head_dim: 1024, vocab_size: most, ..trunk(most, most, 16, most) };
+        assert_eq!(weights(&hostile), usize::MAX);
+        assert!(bytes(&hostile, Precision::Int4) > file);
+        assert_eq!(pieces(&hostile, 1 << 24).len(), 16);
+    }
 }

@@ -49,6 +49,16 @@ impl Precision {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Fp32, Self::Fp16, Self::Int8Weights, Self::Int8, Self::Int4];
 
+    /// Bits of a weight on disk, with its share of the scale of a block.
+    pub fn bits(self) -> usize {
+        match self {
+            Precision::Fp32 => 32,
+            Precision::Fp16 => 16,
+            Precision::Int8Weights | Precision::Int8 => 8,
+            Precision::Int4 => 4 + 32 / BLOCK,
+        }
+    }
+
     /// Are products computed from quantised weights, and not from weights that were widened while loading?
     pub fn computes_in_fewer_bits(self) -> bool {
         matches!(self, Self::Int8 | Self::Int4)

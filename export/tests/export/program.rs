@@ -141,6 +141,35 @@ fn no_output_takes_the_place_of_an_input() {
     Bundle::open(&bundle).expect("it is as it was");
 }
 
+/// Sizes are looked at before any tensor is: there is none but the one that each block is known by.
+#[test]
+fn a_trunk_that_is_no_one_file_is_refused_at_once() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let number = 1.0f32.to_le_bytes();
+    let refused = |vocabulary: usize, flags: Arguments| {
+        let config = format!(
+            r#"{{"model_type": "qwen2", "vocab_size": {vocabulary}, "hidden_size": 2048, "intermediate_size": 11008,
+            "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2}}"#
+        );
+        std::fs::write(dir.path().join("config.json"), config).expect("written");
+        std::fs::write(dir.path().join("tokenizer.json"), "{}").expect("written");
+        let view = || TensorView::new(Dtype::F32, vec![1], &number).expect("fits");
+        let tensors = (0..36).map(|i| (format!("model.layers.{i}.input_layernorm.weight"), view()));
+        safetensors::serialize_to_file(tensors, None, &dir.path().join("model.safetensors")).expect("written");
+        let output = dir.path().join("bundle");
+        let (code, text) = run(&[&[&"--qwen" as &dyn AsRef<OsStr>, &dir.path(), &"--output", &output], flags].concat());
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains("one ONNX file at most 2147"), "{text}");
+        text
+    };
+    let half = refused(100, &[&"--fp16"]);
+    assert!(half.contains("the lm in fp16 has 5549 MB") && half.contains("choose --int4,"), "{half}");
+    let text = refused(100, &[&"--int4", &"lm"]);
+    assert!(text.contains("--samples gives one") && text.contains("the lm in int8 has 2775 MB"), "{text}");
+    let large = refused(151_936, &[&"--int4"]);
+    assert!(large.contains("the lm in int4 has") && large.contains("too large in every form"), "{large}");
+}
+
 /// What there is of a bundle, file by file.
 fn content(dir: &Path) -> Vec<(String, Vec<u8>)> {
     entries(dir).into_iter().map(|name| (name.clone(), std::fs::read(dir.join(name)).expect("read"))).collect()
