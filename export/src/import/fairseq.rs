@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::ImportError;
 use super::hubert::{Convolution, HubertConfig, Names, Opened, StemNorm};
 use super::pickle::{Id, Pickle, Value};
+use super::{ImportError, MOST_CONVOLUTIONS};
 use crate::weights::Weights;
 
 /// fairseq's name of what Hugging Face calls `name`.
@@ -128,8 +128,12 @@ fn convolutions(text: &str) -> Result<Vec<Convolution>, String> {
             let [channels, kernel, stride] = numbers[..] else { return Err(wrong()) };
             group.push(Convolution { channels, kernel, stride });
         }
-        for _ in 0..number(times)?.min(64) {
+        // One more than there may be, so that it is refused and not cut off.
+        for _ in 0..number(times)?.min(MOST_CONVOLUTIONS + 1) {
             layers.extend_from_slice(&group);
+            if layers.len() > MOST_CONVOLUTIONS {
+                return Err(format!("more than {MOST_CONVOLUTIONS} convolutions in conv_feature_layers"));
+            }
         }
     }
     Ok(layers)
@@ -154,6 +158,11 @@ mod tests {
         let config = HubertConfig { stem: layers, ..config(&[]).expect("all defaults") };
         assert_eq!((config.hop(), config.receptive_field(), config.frames(16_000)), (640, 720, 24));
         assert!(convolutions("__import__('os')").is_err());
+        assert_eq!(convolutions("[(512,3,2)] * 60 + [(512,3,2)] * 4").map(|layers| layers.len()), Ok(64));
+        for long in ["[(512,3,2)] * 65", "[(512,3,2)] * 60 + [(512,3,2)] * 5", "[(1,1,1),(1,1,1)] * 18446744073709551615"] {
+            assert!(convolutions(long).expect_err("too many").contains("more than 64 convolutions"), "{long}");
+        }
+        assert_eq!(convolutions("[] * 18446744073709551615"), Ok(Vec::new()));
     }
 
     #[test]
