@@ -14,6 +14,7 @@ use crate::graphs::StageGraph;
 use crate::onnx::Precision;
 use crate::report::{Ran, Second, StageReport};
 use crate::runner::{RunError, Runner};
+use crate::target::Target;
 
 /// Least share of equal units of a quantised tokenizer: the bar is 98 %, and the samples are few.
 pub const TOKENIZER_BUDGET: f64 = 0.985;
@@ -109,6 +110,12 @@ pub struct Rules<'a> {
     pub engine: &'a dyn Engine,
     /// The library of ONNX Runtime, if not in the usual places.
     pub ort_library: Option<&'a Path>,
+}
+
+impl<'a> Rules<'a> {
+    pub fn new(choice: &'a Choice, budgets: &'a Budgets, force: bool, engine: &'a dyn Engine, target: &'a Target) -> Self {
+        Self { choice, budgets, force, engine, ort_library: target.ort_library.as_deref() }
+    }
 }
 
 /// A stage in single precision.

@@ -81,10 +81,13 @@ impl Exporter<'_> {
         let units: Vec<i64> = (0..UNITS).map(|i| ((i / 3 * 37 + i / 17) % config.num_embeddings) as i64).collect();
         self.step("the whole utterance");
         let offline = hifigan::draw_offline(self.gan, units.len(), Precision::Fp32)?;
+        // Its layers are those of the bundle's graph.
+        check_exclude(&self.options.exclude, &offline.names).map_err(Error::msg)?;
         let whole = Runner::new(self.engine, &offline)?.step(&[], &[("units", &units)])?.f32("audio")?;
         self.step("the curve over the look-ahead");
         let curve = self.curve(&units, &whole, look_back, chunk, longest)?;
-        let near = curve.iter().find(|(_, decibels)| *decibels <= LOOK_AHEAD_DB).map_or(longest, |(ahead, _)| *ahead);
+        let near =
+            curve.iter().find(|(_, decibels)| Scale::Decibels.reaches(*decibels, LOOK_AHEAD_DB)).map_or(longest, |(ahead, _)| *ahead);
         let look_ahead = self.options.look_ahead_ms.map_or(near, |_| longest);
         self.choose(Window { look_back, chunk, look_ahead }, unit_ms, curve, &units, &whole)
     }
@@ -131,9 +134,9 @@ impl Exporter<'_> {
         };
         self.step("fp32");
         let fp32 = draw(Precision::Fp32)?;
-        check_exclude(exclude, &fp32.names).map_err(Error::msg)?;
         let (reference, fp32_ms) = run(&fp32)?;
-        let rules = Rules { choice, budgets, force: *force, engine: self.engine, ort_library: target.ort_library.as_deref() };
+        let mut of_form = None;
+        let rules = Rules::new(choice, budgets, *force, self.engine, target);
         let (graph, mut entry) = choose(&rules, Baseline::new(fp32, None, fp32_ms), |precision| {
             self.step(precision.name());
             let graph = draw(precision)?;
@@ -141,11 +144,14 @@ impl Exporter<'_> {
             let mut distance = Distance::default();
             distance.values(&reference, &audio);
             let decibels = Some(mel_distance(&reference, &audio));
+            of_form = Some(audio);
             Ok((graph, Measured { error: distance.error(), decibels, ms, ..Measured::default() }))
         })?;
+        // The form that is drawn last is the chosen one, unless that is the baseline.
+        let streamed = of_form.filter(|_| graph.precision != Precision::Fp32).unwrap_or(reference);
         // It comes `look_ahead` units late. What is before the first and behind the last unit sounds otherwise in the whole utterance,
         // which has none there.
-        let (streamed, late, edge) = (run(&graph)?.0, window.look_ahead, window.look_back);
+        let (late, edge) = (window.look_ahead, window.look_back);
         let hop = self.gan.config.hop();
         let end = (streamed.len() / hop).saturating_sub(late);
         let chosen = match edge < end {

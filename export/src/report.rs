@@ -104,17 +104,19 @@ pub enum Scale {
     Decibels,
 }
 
+impl Scale {
+    /// Is a value as good as is wanted?
+    pub fn reaches(self, value: f64, wanted: f64) -> bool {
+        match self {
+            Self::Agreement => value >= wanted,
+            Self::Decibels => value <= wanted,
+        }
+    }
+}
+
 impl Streaming {
     fn ms(&self, units: usize) -> f64 {
         units as f64 * self.unit_ms
-    }
-
-    /// Is a value as good as is wanted?
-    pub fn reaches(scale: Scale, value: f64, wanted: f64) -> bool {
-        match scale {
-            Scale::Agreement => value >= wanted,
-            Scale::Decibels => value <= wanted,
-        }
     }
 
     fn value(&self, value: f64) -> String {
@@ -162,7 +164,7 @@ impl fmt::Display for Streaming {
         }
         let Window { look_back, chunk, look_ahead } = self.window;
         let (back, chunk, ahead) = (self.ms(look_back), self.ms(chunk), self.ms(look_ahead));
-        let reached = if Self::reaches(self.scale, self.chosen, self.wanted) { "within" } else { "beyond" };
+        let reached = if self.scale.reaches(self.chosen, self.wanted) { "within" } else { "beyond" };
         writeln!(
             f,
             "window: {back:.0} ms back, {chunk:.0} ms chunk, {ahead:.0} ms ahead; the chosen graph: {}, {reached} what was wanted ({})",

@@ -131,7 +131,7 @@ impl Exporter<'_> {
         for point in 0..EVEN_POINTS {
             self.measure(&mut curve, &chunks, window(longest * point / (EVEN_POINTS - 1)))?;
         }
-        let reaches = |(_, share): &&(usize, f64)| *share >= AGREEMENT;
+        let reaches = |(_, share): &&(usize, f64)| Scale::Agreement.reaches(*share, AGREEMENT);
         let look_ahead = match self.options.look_ahead_ms {
             Some(_) => longest,
             None => loop {
@@ -154,6 +154,8 @@ impl Exporter<'_> {
     /// Chunks of stretches of so many samples, with the units that the whole of a stretch gives.
     fn offline(&self, audio: &[f32], length: usize, chunk: usize) -> Result<Chunks> {
         let graph = hubert::draw_offline(self.hubert, self.layer, Some(self.codebook), length, Precision::Fp32)?;
+        // Its layers are those of the bundle's graph.
+        check_exclude(&self.options.exclude, &graph.names).map_err(Error::msg)?;
         let mut runner = Runner::new(self.engine, &graph)?;
         let count = STRETCHES.min(audio.len() / length);
         let mut chunks = Chunks::default();
@@ -207,10 +209,9 @@ impl Exporter<'_> {
         let draw = |precision| hubert::draw(self.hubert, self.layer, self.codebook, window, Form { exclude, ..Form::from(precision) });
         self.step("fp32");
         let fp32 = draw(Precision::Fp32)?;
-        check_exclude(exclude, &fp32.names).map_err(Error::msg)?;
         let (reference, fp32_ms) = self.units_at(chunks, &fp32, window, &|_| false)?;
         let mut of_form = None;
-        let rules = Rules { choice, budgets, force: *force, engine: self.engine, ort_library: target.ort_library.as_deref() };
+        let rules = Rules::new(choice, budgets, *force, self.engine, target);
         let (graph, mut entry) = choose(&rules, Baseline::new(fp32, None, fp32_ms), |precision| {
             self.step(precision.name());
             let graph = draw(precision)?;
