@@ -46,6 +46,8 @@ pub struct Options {
 pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     check_paths(&options.checkpoint, &options.target.output)?;
     let checkpoint = Checkpoint::open(&options.checkpoint)?;
+    let (k, width) = (checkpoint.tokenizer.units, checkpoint.tokenizer.width);
+    ensure!(k <= MOST_UNITS, "the tokenizer has {k} units: at most {MOST_UNITS} are possible");
     let samples = match &options.samples {
         Some(dir) => Samples::read(dir)?,
         None => Samples::synthetic(),
@@ -64,12 +66,7 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     let (stages, report) = exporter.run()?;
     for stage in &stages {
         stage.save(&writer)?;
-        if let (Some(file), Some(values)) = (stage.initial_file(), &stage.initial) {
-            writer.add_states(&file, values.iter().copied())?;
-        }
     }
-    let (k, width) = (checkpoint.tokenizer.units, checkpoint.tokenizer.width);
-    ensure!(k <= MOST_UNITS, "the tokenizer has {k} units: at most {MOST_UNITS} are possible");
     let centroids = checkpoint.tokenizer_weights.tensor("centroids", &[k, width])?;
     writer.add(UNIT_DISTANCES, &units::distances(&centroids, k))?;
     writer.add("vocabulary.txt", checkpoint.vocabulary.to_text().as_bytes())?;
@@ -121,12 +118,12 @@ impl Exporter<'_> {
             return Ok(());
         }
         let Checkpoint { tokenizer, tokenizer_weights, decoder, decoder_weights, lm, lm_weights, .. } = self.checkpoint;
-        let initial = prove::decoder_state(&self.checkpoint.decoder_network()?);
         let drawn = [
             graphs::tokenizer::draw(tokenizer, tokenizer_weights, Precision::Fp32, false)?,
             graphs::lm::draw(lm, lm_weights, Precision::Fp32)?,
             graphs::head::draw(lm, lm_weights, Precision::Fp32)?,
-            graphs::decoder::draw(decoder, decoder_weights, Precision::Fp32, initial)?,
+            // Names do not depend on the initial state, for which the network would have to be loaded.
+            graphs::decoder::draw(decoder, decoder_weights, Precision::Fp32, Vec::new())?,
         ];
         let names = drawn.map(|graph| graph.names).concat();
         graphs::check_exclude(&self.options.exclude, &names).map_err(Error::msg)

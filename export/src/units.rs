@@ -9,7 +9,14 @@ pub const MOST_UNITS: usize = 8192;
 pub fn distances(centroids: &[f32], k: usize) -> Vec<u8> {
     let rows: Vec<&[f32]> = centroids.chunks_exact(centroids.len() / k.max(1)).collect();
     let between = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
-    let all: Vec<f32> = rows.iter().flat_map(|a| rows.iter().map(|b| between(a, b))).collect();
+    let mut all = vec![0.0; rows.len() * rows.len()];
+    for (i, a) in rows.iter().enumerate() {
+        for (j, b) in rows.iter().enumerate().skip(i + 1) {
+            let distance = between(a, b);
+            all[i * rows.len() + j] = distance;
+            all[j * rows.len() + i] = distance;
+        }
+    }
     let mut sorted = all.clone();
     let middle = sorted.len() / 2;
     let median = if sorted.is_empty() { 1.0 } else { *sorted.select_nth_unstable_by(middle, f32::total_cmp).1 };

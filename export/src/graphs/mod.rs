@@ -80,10 +80,14 @@ impl StageGraph {
         layers
     }
 
-    /// Copies the graph into a bundle.
+    /// Copies the graph into a bundle, and writes its initial states beside it.
     pub fn save(&self, writer: &BundleWriter) -> Result<(), BundleError> {
         let path = writer.path(&self.file());
-        self.onnx.copy(&path).map_err(|source| BundleError::Write { path, source })
+        self.onnx.copy(&path).map_err(|source| BundleError::Write { path, source })?;
+        match (self.initial_file(), &self.initial) {
+            (Some(file), Some(values)) => writer.add_states(&file, values.iter().copied()),
+            _ => Ok(()),
+        }
     }
 
     /// Name of the graph's file in the bundle.

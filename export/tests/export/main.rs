@@ -160,6 +160,14 @@ fn nothing_is_written_where_an_export_is_refused() {
     assert!(refuse(output.clone()).contains("do not belong together"));
     std::fs::write(&config, text.replace("\"frame_blocks\": 2", "\"frame_blocks\": 3")).expect("written");
     assert!(refuse(output.clone()).contains("frame_blocks.2"));
+    std::fs::write(&config, text).expect("written");
+    // More units than there may be, which is seen before any graph is drawn.
+    for part in ["tokenizer", "decoder", "lm"] {
+        let config = checkpoint.join(part).join("config.json");
+        let text = std::fs::read_to_string(&config).expect("read");
+        std::fs::write(&config, text.replace("\"units\": 12", "\"units\": 9000")).expect("written");
+    }
+    assert!(refuse(output.clone()).contains("at most 8192"));
     std::fs::remove_file(&config).expect("there");
     assert!(refuse(output).contains("it has no decoder/config.json"));
 }
