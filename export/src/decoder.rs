@@ -20,7 +20,7 @@ use crate::onnx::{Form, Precision};
 use crate::prove::Distance;
 use crate::report::{Report, Scale, Streaming};
 use crate::runner::Runner;
-use crate::target::{RATE, Target, draw_curves, progress};
+use crate::target::{RATE, Target, draw_curves, progress, step};
 
 /// Mean difference of the mel spectrum, in dB, that the default look-ahead stays under: less than is heard.
 pub const LOOK_AHEAD_DB: f64 = 0.5;
@@ -79,22 +79,17 @@ impl Exporter<'_> {
 
         // Held units, as speech has them, of all kinds.
         let units: Vec<i64> = (0..UNITS).map(|i| ((i / 3 * 37 + i / 17) % config.num_embeddings) as i64).collect();
-        self.step("the whole utterance");
+        step(self.bar, "the whole utterance");
         let offline = hifigan::draw_offline(self.gan, units.len(), Precision::Fp32)?;
         // Its layers are those of the bundle's graph.
         check_exclude(&self.options.exclude, &offline.names).map_err(Error::msg)?;
         let whole = Runner::new(self.engine, &offline)?.step(&[], &[("units", &units)])?.f32("audio")?;
-        self.step("the curve over the look-ahead");
+        step(self.bar, "the curve over the look-ahead");
         let curve = self.curve(&units, &whole, look_back, chunk, longest)?;
         let near =
             curve.iter().find(|(_, decibels)| Scale::Decibels.reaches(*decibels, LOOK_AHEAD_DB)).map_or(longest, |(ahead, _)| *ahead);
         let look_ahead = self.options.look_ahead_ms.map_or(near, |_| longest);
         self.choose(Window { look_back, chunk, look_ahead }, unit_ms, curve, &units, &whole)
-    }
-
-    fn step(&self, message: &str) {
-        self.bar.set_message(message.to_owned());
-        self.bar.inc(1);
     }
 
     /// One window at each place holds every look-ahead at once: the chunk `a` units before its end has a look-ahead of `a`.
@@ -132,13 +127,13 @@ impl Exporter<'_> {
             }
             Ok((audio, runner.median_ms()))
         };
-        self.step("fp32");
+        step(self.bar, "fp32");
         let fp32 = draw(Precision::Fp32)?;
         let (reference, fp32_ms) = run(&fp32)?;
         let mut of_form = None;
         let rules = Rules::new(choice, budgets, *force, self.engine, target);
         let (graph, mut entry) = choose(&rules, Baseline::new(fp32, None, fp32_ms), |precision| {
-            self.step(precision.name());
+            step(self.bar, precision.name());
             let graph = draw(precision)?;
             let (audio, ms) = run(&graph)?;
             let mut distance = Distance::default();

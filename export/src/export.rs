@@ -21,7 +21,7 @@ use crate::prove::{self, FP32_BUDGET};
 use crate::report::Report;
 use crate::runner::Runner;
 use crate::samples::Samples;
-use crate::target::{Target, progress};
+use crate::target::{Target, progress, step};
 use crate::units::{self, MOST_UNITS, UNIT_DISTANCES};
 
 /// What to export and how.
@@ -129,11 +129,6 @@ impl Exporter<'_> {
         graphs::check_exclude(&self.options.exclude, &names).map_err(Error::msg)
     }
 
-    fn step(&self, message: &str) {
-        self.progress.set_message(message.to_owned());
-        self.progress.inc(1);
-    }
-
     fn form(&self, precision: Precision) -> Form<'_> {
         Form { exclude: &self.options.exclude, ..Form::from(precision) }
     }
@@ -146,7 +141,7 @@ impl Exporter<'_> {
     /// The tokenizer's graph, and the units of the samples as the fp32 graph gives them.
     fn tokenizer(&self, report: &mut Report) -> Result<(StageGraph, Vec<Vec<i64>>)> {
         let Checkpoint { tokenizer: config, tokenizer_weights: weights, .. } = self.checkpoint;
-        self.step("tokenizer: proving the fp32 graph");
+        step(&self.progress, "tokenizer: proving the fp32 graph");
         let probe = graphs::tokenizer::draw(config, weights, Precision::Fp32, true)?;
         let network = self.checkpoint.tokenizer_network()?;
         let audio: Vec<f32> = self.samples.recordings.concat().into_iter().take(20 * 16_000).collect();
@@ -156,12 +151,12 @@ impl Exporter<'_> {
 
         let fp32 = graphs::tokenizer::draw(config, weights, Precision::Fp32, false)?;
         let mut reference = Runner::new(self.engine, &fp32)?;
-        self.step("tokenizer: units of the samples");
+        step(&self.progress, "tokenizer: units of the samples");
         let chunk = config.chunk_samples();
         let recordings = &self.samples.recordings;
         let units = recordings.iter().map(|audio| compare::units_of(&mut reference, chunk, audio)).collect::<Result<Vec<_>, _>>()?;
         let baseline = Baseline::new(fp32, Some(parity.error()), reference.median_ms());
-        let graph = self.choose(StageName::Tokenizer, baseline, report, &|precision| {
+        let graph = self.choose(StageName::Tokenizer, baseline, report, |precision| {
             let graph = graphs::tokenizer::draw(config, weights, self.form(precision), false)?;
             let mut runner = Runner::new(self.engine, &graph)?;
             let distance = compare::tokenizer(&units, &mut runner, chunk, recordings)?;
@@ -174,11 +169,11 @@ impl Exporter<'_> {
     /// The language model's graphs, and units that it spoke.
     fn language_model(&self, units: &[Vec<i64>], report: &mut Report) -> Result<(StageGraph, StageGraph, Vec<i64>)> {
         let Checkpoint { lm: config, lm_weights: weights, vocabulary, .. } = self.checkpoint;
-        self.step("lm: proving the fp32 graphs");
+        step(&self.progress, "lm: proving the fp32 graphs");
         let trunk32 = graphs::lm::draw(config, weights, Precision::Fp32)?;
         let head32 = graphs::head::draw(config, weights, Precision::Fp32)?;
         let (mut trunk, mut head) = (Runner::new(self.engine, &trunk32)?, Runner::new(self.engine, &head32)?);
-        self.step("lm: answering the samples");
+        step(&self.progress, "lm: answering the samples");
         let mut traces: Vec<Trace> = Vec::new();
         for question in units {
             traces.push(compare::answer(config, vocabulary, &mut trunk, &mut head, question)?);
@@ -204,18 +199,16 @@ impl Exporter<'_> {
             let cross_entropy = decided.surprise.mean().filter(|_| of_text);
             Measured { error: distance.error(), agreement: Some(distance.agreement()), cross_entropy, ms, ..Measured::default() }
         };
-        let head_cell = std::cell::RefCell::new(head);
-        let lm_graph = self.choose(StageName::Lm, lm_base, report, &|precision| {
+        let lm_graph = self.choose(StageName::Lm, lm_base, report, |precision| {
             let graph = graphs::lm::draw(config, weights, calibrated(precision))?;
             let mut runner = Runner::new(self.engine, &graph)?;
-            let decided = compare::decide(config, &mut runner, &mut head_cell.borrow_mut(), &traces)?;
+            let decided = compare::decide(config, &mut runner, &mut head, &traces)?;
             Ok((graph, measured(&decided, true, runner.median_ms())))
         })?;
-        let trunk_cell = std::cell::RefCell::new(trunk);
-        let head_graph = self.choose(StageName::Head, head_base, report, &|precision| {
+        let head_graph = self.choose(StageName::Head, head_base, report, |precision| {
             let graph = graphs::head::draw(config, weights, calibrated(precision))?;
             let mut runner = Runner::new(self.engine, &graph)?;
-            let decided = compare::decide(config, &mut trunk_cell.borrow_mut(), &mut runner, &traces)?;
+            let decided = compare::decide(config, &mut trunk, &mut runner, &traces)?;
             Ok((graph, measured(&decided, false, runner.median_ms())))
         })?;
         Ok((lm_graph, head_graph, spoken))
@@ -225,7 +218,7 @@ impl Exporter<'_> {
     fn importance(&self, trunk: &mut Runner, head: &mut Runner) -> Result<Option<Importance>> {
         let Some(calibration) = self.calibration else { return Ok(None) };
         let Checkpoint { tokenizer, tokenizer_weights, lm: config, lm_weights: weights, vocabulary, .. } = self.checkpoint;
-        self.step("lm: calibrating");
+        step(&self.progress, "lm: calibrating");
         let mut hearing = Runner::new(self.engine, &graphs::tokenizer::draw(tokenizer, tokenizer_weights, Precision::Fp32, false)?)?;
         let mut traces = Vec::new();
         for audio in &calibration.recordings {
@@ -244,7 +237,7 @@ impl Exporter<'_> {
     /// The decoder's graph, compared on what the language model spoke (or, where that is little, on the samples' units).
     fn decoder(&self, spoken: &[i64], heard: &[Vec<i64>], report: &mut Report) -> Result<StageGraph> {
         let Checkpoint { decoder: config, decoder_weights: weights, .. } = self.checkpoint;
-        self.step("decoder: proving the fp32 graph");
+        step(&self.progress, "decoder: proving the fp32 graph");
         let network = self.checkpoint.decoder_network()?;
         let initial = prove::decoder_state(&network);
         let fp32 = graphs::decoder::draw(config, weights, Precision::Fp32, initial.clone())?;
@@ -254,7 +247,7 @@ impl Exporter<'_> {
         proven(StageName::Decoder, parity.error())?;
         let spectra: Spectra = compare::decode(&mut reference, &units)?;
         let baseline = Baseline::new(fp32, Some(parity.error()), reference.median_ms());
-        self.choose(StageName::Decoder, baseline, report, &|precision| {
+        self.choose(StageName::Decoder, baseline, report, |precision| {
             let graph = graphs::decoder::draw(config, weights, self.form(precision), initial.clone())?;
             let mut runner = Runner::new(self.engine, &graph)?;
             let (distance, decibels) = compare::spectra(&spectra, &compare::decode(&mut runner, &units)?, config.bins(), config.hop);
@@ -268,13 +261,12 @@ impl Exporter<'_> {
         stage: StageName,
         baseline: Baseline,
         report: &mut Report,
-        draw: &dyn Fn(Precision) -> Result<(StageGraph, Measured)>,
+        mut draw: impl FnMut(Precision) -> Result<(StageGraph, Measured)>,
     ) -> Result<StageGraph> {
         let Options { budgets, force, target, .. } = self.options;
-        let ort_library = target.ort_library.as_deref();
-        let rules = Rules { choice: self.choice(stage), budgets, force: *force, engine: self.engine, ort_library };
+        let rules = Rules::new(self.choice(stage), budgets, *force, self.engine, target);
         let (graph, entry) = choose(&rules, baseline, |precision| {
-            self.step(&format!("{stage}: {precision}"));
+            step(&self.progress, &format!("{stage}: {precision}"));
             draw(precision)
         })?;
         report.stages.push(entry);

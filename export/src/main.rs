@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Error, Result, bail};
 use clap::{CommandFactory, Parser};
-use sa_device::bundle::{BundleError, StageName};
+use sa_device::bundle::{Bundle, BundleError, StageName};
 use sa_export::choice::{BeyondBudget, Choice};
 use sa_export::export::{Options, export};
 use sa_export::{decoder, inspect, join, tokenizer, trunk};
@@ -26,16 +26,26 @@ fn say(text: &str) -> Result<()> {
 fn run(cli: &Cli) -> Result<()> {
     let library = cli.ort_library.as_deref();
     if let Some(dir) = &cli.inspect {
-        say(&inspect::inspect(dir)?)?;
+        say(&inspect::inspect(dir)?)
     } else if let Some(dir) = &cli.verify {
-        say(&format!("{}\n", inspect::verify(dir, library)?.join("\n")))?;
+        say(&format!("{}\n", inspect::verify(dir, library)?.join("\n")))
     } else if let [first, second] = &cli.compare[..] {
-        say(&inspect::compare(first, second, library)?)?;
-    } else if let (false, Some(output)) = (cli.join.is_empty(), &cli.output) {
+        say(&inspect::compare(first, second, library)?)
+    } else {
+        let output = cli.output.as_deref().context("--output is missing")?; // which all other modes require
+        let (bundle, report) = write(cli, output)?;
+        say(&format!("{report}written: {}\n", bundle.dir().display()))
+    }
+}
+
+/// Writes the bundle that is asked for; gives it, and what there is to say of it.
+fn write(cli: &Cli, output: &Path) -> Result<(Bundle, String)> {
+    if !cli.join.is_empty() {
         let (bundle, lines) = join::join(&cli.join, &cli.target(output, &[]))?;
-        say(&format!("{}\nwritten: {}\n", lines.join("\n"), bundle.dir().display()))?;
-    } else if let (Some(checkpoint), Some(output)) = (&cli.checkpoint, &cli.output) {
-        let options = Options {
+        return Ok((bundle, format!("{}\n", lines.join("\n"))));
+    }
+    let (bundle, report) = if let Some(checkpoint) = &cli.checkpoint {
+        export(&Options {
             checkpoint: checkpoint.clone(),
             target: cli.target(output, &[]),
             samples: cli.samples.clone(),
@@ -44,11 +54,9 @@ fn run(cli: &Cli) -> Result<()> {
             budgets: cli.budgets()?,
             exclude: cli.exclude.clone(),
             force: cli.force,
-        };
-        let (bundle, report) = export(&options)?;
-        say(&format!("{report}written: {}\n", bundle.dir().display()))?;
-    } else if let (Some(hubert), Some(kmeans), Some(output)) = (&cli.hubert, &cli.kmeans, &cli.output) {
-        let (bundle, report) = tokenizer::export(&tokenizer::Options {
+        })?
+    } else if let (Some(hubert), Some(kmeans)) = (&cli.hubert, &cli.kmeans) {
+        tokenizer::export(&tokenizer::Options {
             hubert: hubert.clone(),
             kmeans: kmeans.clone(),
             layer: cli.layer,
@@ -62,10 +70,9 @@ fn run(cli: &Cli) -> Result<()> {
             budgets: cli.budgets()?,
             exclude: cli.exclude.clone(),
             force: cli.force,
-        })?;
-        say(&format!("{report}written: {}\n", bundle.dir().display()))?;
-    } else if let (Some(hifigan), Some(output)) = (&cli.hifigan, &cli.output) {
-        let (bundle, report) = decoder::export(&decoder::Options {
+        })?
+    } else if let Some(hifigan) = &cli.hifigan {
+        decoder::export(&decoder::Options {
             hifigan: hifigan.clone(),
             chunk_ms: cli.chunk.unwrap_or(160.0),
             look_ahead_ms: cli.look_ahead,
@@ -74,11 +81,10 @@ fn run(cli: &Cli) -> Result<()> {
             budgets: cli.budgets()?,
             exclude: cli.exclude.clone(),
             force: cli.force,
-        })?;
-        say(&format!("{report}written: {}\n", bundle.dir().display()))?;
-    } else if let (Some(qwen), Some(output)) = (&cli.qwen, &cli.output) {
+        })?
+    } else if let Some(qwen) = &cli.qwen {
         let imported: Vec<&Path> = std::iter::once(qwen).chain(&cli.speech).map(PathBuf::as_path).collect();
-        let (bundle, report) = trunk::export(&trunk::Options {
+        trunk::export(&trunk::Options {
             qwen: qwen.clone(),
             speech: cli.speech.clone(),
             calibrate: cli.calibrate.clone(),
@@ -90,12 +96,11 @@ fn run(cli: &Cli) -> Result<()> {
             budgets: cli.budgets()?,
             exclude: cli.exclude.clone(),
             force: cli.force,
-        })?;
-        say(&format!("{report}written: {}\n", bundle.dir().display()))?;
+        })?
     } else {
-        bail!("nothing to do"); // the argument group asks for one of the three
-    }
-    Ok(())
+        bail!("nothing to do"); // the argument group asks for one of the eight modes
+    };
+    Ok((bundle, report.to_string()))
 }
 
 /// Is it the fault of a bundle that was there already? That one cannot be written is no fault of it.

@@ -163,6 +163,12 @@ pub(crate) fn progress(steps: u64) -> ProgressBar {
     ProgressBar::new(steps).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
+/// The next step of a bar, and what it is.
+pub(crate) fn step(bar: &ProgressBar, message: &str) {
+    bar.set_message(message.to_owned());
+    bar.inc(1);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,7 +22,7 @@ use crate::prove::Distance;
 use crate::report::{Report, Scale, Streaming};
 use crate::runner::Runner;
 use crate::samples::Samples;
-use crate::target::{RATE, Target, draw_curves, progress};
+use crate::target::{RATE, Target, draw_curves, progress, step};
 use crate::units::{self, UNIT_DISTANCES};
 
 /// The share of offline units that the default look-ahead reaches.
@@ -125,7 +125,7 @@ impl Exporter<'_> {
             length as f64 / RATE as f64,
             longest_window as f64 / RATE as f64
         );
-        self.step("the offline pass");
+        step(self.bar, "the offline pass");
         let chunks = self.offline(&audio, length, chunk)?;
         let mut curve = Vec::new();
         for point in 0..EVEN_POINTS {
@@ -144,11 +144,6 @@ impl Exporter<'_> {
             },
         };
         self.choose(window(look_ahead), unit_ms, curve, &chunks)
-    }
-
-    fn step(&self, message: &str) {
-        self.bar.set_message(message.to_owned());
-        self.bar.inc(1);
     }
 
     /// Chunks of stretches of so many samples, with the units that the whole of a stretch gives.
@@ -178,7 +173,7 @@ impl Exporter<'_> {
     fn measure(&self, curve: &mut Vec<(usize, f64)>, chunks: &Chunks, window: Window) -> Result<()> {
         let Window { look_ahead, .. } = window;
         let Err(place) = curve.binary_search_by_key(&look_ahead, |(ahead, _)| *ahead) else { return Ok(()) };
-        self.step(&format!("the curve: {look_ahead} units ahead"));
+        step(self.bar, &format!("the curve: {look_ahead} units ahead"));
         let graph = hubert::draw(self.hubert, self.layer, self.codebook, window, Precision::Fp32)?;
         let lost = |units: &[i64]| units.len() >= FEWEST * window.chunk && chunks.differing(units) > chunks.may_differ();
         let (units, _) = self.units_at(chunks, &graph, window, &lost)?;
@@ -207,13 +202,13 @@ impl Exporter<'_> {
     fn choose(&self, window: Window, unit_ms: f64, curve: Vec<(usize, f64)>, chunks: &Chunks) -> Result<(StageGraph, Report)> {
         let Options { exclude, choice, budgets, force, target, .. } = self.options;
         let draw = |precision| hubert::draw(self.hubert, self.layer, self.codebook, window, Form { exclude, ..Form::from(precision) });
-        self.step("fp32");
+        step(self.bar, "fp32");
         let fp32 = draw(Precision::Fp32)?;
         let (reference, fp32_ms) = self.units_at(chunks, &fp32, window, &|_| false)?;
         let mut of_form = None;
         let rules = Rules::new(choice, budgets, *force, self.engine, target);
         let (graph, mut entry) = choose(&rules, Baseline::new(fp32, None, fp32_ms), |precision| {
-            self.step(precision.name());
+            step(self.bar, precision.name());
             let graph = draw(precision)?;
             let (units, ms) = self.units_at(chunks, &graph, window, &|_| false)?;
             of_form = Some(chunks.agreement(&units));

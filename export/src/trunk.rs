@@ -29,7 +29,7 @@ use crate::prove::{Distance, Item, arg_max, lm_step, text_step};
 use crate::reference::Reference;
 use crate::report::Report;
 use crate::runner::{RunError, Runner};
-use crate::target::{RATE, Target, progress};
+use crate::target::{RATE, Target, progress, step};
 
 /// Positions that forms are compared on; one different token of them is within the budget of 99.5 %.
 const COMPARED: usize = 200;
@@ -160,7 +160,7 @@ impl Exporter<'_> {
         self.check_exclude()?;
         let Text { tokens, source, mut writer } = self.text()?;
         let mut report = Report::on(self.engine, source);
-        self.step("lm: fp32");
+        step(self.bar, "lm: fp32");
         let mut rows = Rows::default();
         let read = self.reference.read(&tokens, false, |position, logits, hidden| {
             rows.surprise.next(&logits, tokens.get(position + 1));
@@ -179,7 +179,7 @@ impl Exporter<'_> {
         let cross_entropy = rows.surprise.mean();
         let baseline = Baseline { stage: StageName::Lm, fp32, bytes: read.bytes, parity: None, cross_entropy, ms: read.ms };
         let (lm_graph, entry) = choose(&self.rules(lm), baseline, |precision| {
-            self.step(&format!("lm: {precision}"));
+            step(self.bar, &format!("lm: {precision}"));
             if precision == Precision::Fp32 {
                 return Ok((self.draw_lm(precision.into())?, Measured { agreement: Some(1.0), ms: read.ms, ..Measured::default() }));
             }
@@ -202,7 +202,7 @@ impl Exporter<'_> {
         report.stages.push(entry);
 
         let Some(speech) = self.speech else { return Ok((lm_graph, None, report)) };
-        self.step("head: fp32");
+        step(self.bar, "head: fp32");
         let fp32 = self.draw_head(speech, Precision::Fp32.into())?;
         let mut runner = Runner::new(self.engine, &fp32)?;
         let units = |runner: &mut Runner| -> Result<Vec<Vec<f32>>, RunError> {
@@ -211,7 +211,7 @@ impl Exporter<'_> {
         let reference = units(&mut runner)?;
         let baseline = Baseline::new(fp32, None, runner.median_ms());
         let (head_graph, entry) = choose(&self.rules(head), baseline, |precision| {
-            self.step(&format!("head: {precision}"));
+            step(self.bar, &format!("head: {precision}"));
             let graph = self.draw_head(speech, calibrated(precision))?;
             let mut runner = Runner::new(self.engine, &graph)?;
             let mut distance = Distance::default();
@@ -240,7 +240,7 @@ impl Exporter<'_> {
 
     fn rules<'b>(&'b self, choice: &'b Choice) -> Rules<'b> {
         let Options { budgets, force, target, .. } = self.options;
-        Rules { choice, budgets, force: *force, engine: self.engine, ort_library: target.ort_library.as_deref() }
+        Rules::new(choice, budgets, *force, self.engine, target)
     }
 
     /// Refuses a form whose weights are no one file.
@@ -261,11 +261,6 @@ impl Exporter<'_> {
         Ok(())
     }
 
-    fn step(&self, message: &str) {
-        self.bar.set_message(message.to_owned());
-        self.bar.inc(1);
-    }
-
     fn form(&self, precision: Precision) -> Form<'_> {
         Form { exclude: &self.options.exclude, ..Form::from(precision) }
     }
@@ -273,7 +268,7 @@ impl Exporter<'_> {
     /// How much the inputs of the layers matter while it reads the texts of the calibration.
     fn importance(&self) -> Result<Option<Importance>> {
         let Some(dir) = &self.options.calibrate else { return Ok(None) };
-        self.step("lm: calibrating");
+        step(self.bar, "lm: calibrating");
         let tokens = texts(dir, &self.qwen.tokenizer())?;
         let probe = Form { probe: true, ..Form::from(Precision::Fp32) };
         let mut hidden = Vec::new();
@@ -316,7 +311,7 @@ impl Exporter<'_> {
             tokens.truncate(length);
             return Ok(Text { source: format!("{} tokens of the texts in {}", tokens.len(), dir.display()), tokens, writer: None });
         }
-        self.step("lm: writing text");
+        step(self.bar, "lm: writing text");
         let precision = if self.reference.pieces.len() == 1 { Precision::Fp32 } else { Precision::Int8 };
         let graph =
             self.draw_lm(self.form(precision)).context("drawing what writes the text to compare on; --samples gives one instead")?;
