@@ -265,12 +265,7 @@ mod tests {
     /// Twice the amplitude is 6 dB.
     #[test]
     fn the_mel_distance_is_in_decibels() {
-        let mut state = 1u32;
-        let mut uniform = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
-        };
-        let noise: Vec<f32> = (0..16_000).map(|_| uniform()).collect();
+        let noise = crate::samples::noise(16_000, 1);
         let louder: Vec<f32> = noise.iter().map(|x| 2.0 * x).collect();
         let distance = mel_distance(&noise, &louder);
         assert!((distance - 6.02).abs() < 0.1, "{distance}");

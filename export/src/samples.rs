@@ -97,3 +97,14 @@ impl Samples {
         self.recordings.iter().map(Vec::len).sum::<usize>() as f64 / RATE as f64
     }
 }
+
+/// Seeded numbers in -0.5..0.5.
+#[cfg(test)]
+pub(crate) fn noise(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..count).map(|_| next()).collect()
+}

@@ -42,7 +42,7 @@ def make(shape):
     return model, embeddings
 
 
-def save(folder, name, shape, model, embeddings):
+def save(folder, shape, model, embeddings):
     """Under speech-resynthesis's names, weight norm taken apart."""
     state = {"dict.weight": embeddings, "dur_predictor.proj.weight": torch.zeros(1, 8)}
     for key, value in model.state_dict().items():
@@ -77,7 +77,7 @@ def distance(a, b):
 
 def check(folder, name, shape, binaries):
     model, embeddings = make(shape)
-    save(folder, name, shape, model, embeddings)
+    save(folder, shape, model, embeddings)
     hop = int(np.prod(shape["rates"]))
     rng = np.random.default_rng(2)
     units = np.repeat(rng.integers(0, K, 60), rng.integers(1, 4, 60))[:96].astype(np.int64)
@@ -145,7 +145,7 @@ def check_refusals(folder, binaries):
     refused(["pitch"], f0=True)
     refused(["speaker"], multispkr="from_input_file")
     refused(["dict.weight", "shape"], num_embeddings=K + 1)
-    refused(["resblocks.6", "nearest"] if len(config["upsample_rates"]) == 2 else ["shape"], upsample_initial_channel=128)
+    refused(["shape"], upsample_initial_channel=128)
     print("refused: pitch, speakers, wrong sizes")
 
 

@@ -67,7 +67,8 @@ impl HubertConfig {
         self.stem.iter().rev().fold(1, |samples, layer| (samples - 1) * layer.stride + layer.kernel)
     }
 
-    /// Frames of so many samples.
+    /// Frames of so many samples, counted from convolution to convolution: what the other sizes are held against.
+    #[cfg(test)]
     pub fn frames(&self, samples: usize) -> usize {
         self.stem.iter().fold(samples, |n, layer| if n < layer.kernel { 0 } else { (n - layer.kernel) / layer.stride + 1 })
     }
@@ -213,11 +214,6 @@ impl Hubert {
     /// A tensor by Hugging Face's name.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
         self.weights.tensor(&self.stored_name(name), shape)
-    }
-
-    /// Is there a tensor of Hugging Face's name?
-    pub fn has(&self, name: &str) -> Result<bool, WeightsError> {
-        Ok(self.weights.shape(&self.stored_name(name)).is_some())
     }
 
     /// The positional convolution's kernel `[d, d / groups, K]`, its weight norm (one gain a tap), where it has one, folded in.

@@ -109,9 +109,8 @@ pub struct Graph {
     scopes: Vec<String>,
     metadata: Vec<(String, String)>,
     layers: Vec<Layer>,
-    /// Patterns of layers to keep in single precision, and the layers that were kept.
+    /// Patterns of layers to keep in single precision.
     exclude: Vec<String>,
-    kept: Vec<String>,
     /// All layers that have a precision.
     drawn: BTreeSet<String>,
     importance: Option<Importance>,
@@ -145,7 +144,6 @@ impl Graph {
             metadata: Vec::new(),
             layers: Vec::new(),
             exclude: Vec::new(),
-            kept: Vec::new(),
             drawn: BTreeSet::new(),
             importance: None,
             probing: false,
@@ -225,11 +223,6 @@ impl Graph {
         (known.len() == inputs).then(|| known.clone())
     }
 
-    /// Layers that would have been quantised and were not.
-    pub fn kept(&self) -> &[String] {
-        &self.kept
-    }
-
     /// All layers that have a precision, whatever it is.
     pub fn drawn(&self) -> &BTreeSet<String> {
         &self.drawn
@@ -240,14 +233,9 @@ impl Graph {
         let scopes = self.scopes.iter().map(String::as_str);
         let name = scopes.chain([name]).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(".");
         let excluded = |pattern: &String| matches(pattern, &name);
-        self.drawn.insert(name.clone());
-        if precision == Precision::Fp32 || !self.exclude.iter().any(excluded) {
-            return precision;
-        }
-        if !self.kept.contains(&name) {
-            self.kept.push(name);
-        }
-        Precision::Fp32
+        let precision = if self.exclude.iter().any(excluded) { Precision::Fp32 } else { precision };
+        self.drawn.insert(name);
+        precision
     }
 
     /// Notes what the weights of the layer in force lost: of several matrices in it, the one that lost most.

@@ -5,16 +5,7 @@ use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
 
 use super::{BLOCK, DataType, Form, Graph, Precision, SPLIT_ELEMENTS, Value, quantise_blocks, quantise_per_channel, widened_blocks};
-
-/// Seeded numbers in -0.5..0.5.
-fn noise(count: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = move || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
-    };
-    (0..count).map(|_| next()).collect()
-}
+use crate::samples::noise;
 
 fn encoded(graph: Graph) -> Vec<u8> {
     let file = graph.encode().expect("written");
@@ -145,17 +136,21 @@ fn a_layer_is_near_in_every_precision() {
     }
 }
 
+/// Outputs of the parts that 8-bit weights over `k` inputs are split into.
+fn part_sizes(weight: &[f32], k: usize) -> Vec<i64> {
+    let mut graph = Graph::new("test", "");
+    let x = graph.input("x", DataType::F32, &[1, k]);
+    let y = graph.linear(&x, weight, None, Precision::Int8);
+    graph.output("y", &y);
+    let model = ModelProto::decode(&encoded(graph)[..]).expect("well formed").graph.expect("a graph");
+    model.initializer.iter().filter(|t| t.name.starts_with("weight") && t.dims.len() == 2).map(|t| t.dims[1]).collect()
+}
+
 #[test]
 fn large_weights_are_split_and_joined_in_order() {
     let (k, n) = (2048, 1100); // 2.1 parts
     let (x, w) = (noise(k, 11), noise(n * k, 12));
-    let mut graph = Graph::new("test", "");
-    let input = graph.input("x", DataType::F32, &[1, k]);
-    let output = graph.linear(&input, &w, None, Precision::Int8);
-    graph.output("y", &output);
-    let model = ModelProto::decode(&encoded(graph)[..]).expect("well formed").graph.expect("a graph");
-    let parts: Vec<i64> =
-        model.initializer.iter().filter(|t| t.name.starts_with("weight") && t.dims.len() == 2).map(|t| t.dims[1]).collect();
+    let parts = part_sizes(&w, k);
     assert_eq!(parts, [512, 512, 76]);
     assert!(parts.iter().all(|n| *n as usize * k <= SPLIT_ELEMENTS));
     let y = apply(&[1, k], &x, |g, x| g.linear(x, &w, None, Precision::Int8));
@@ -167,13 +162,7 @@ fn large_weights_are_split_and_joined_in_order() {
 #[test]
 fn parts_of_very_wide_layers_stay_below_the_limit() {
     let (k, n) = (18_944, 130);
-    let mut graph = Graph::new("test", "");
-    let x = graph.input("x", DataType::F32, &[1, k]);
-    let y = graph.linear(&x, &noise(n * k, 22), None, Precision::Int8);
-    graph.output("y", &y);
-    let model = ModelProto::decode(&encoded(graph)[..]).expect("well formed").graph.expect("a graph");
-    let parts: Vec<i64> =
-        model.initializer.iter().filter(|t| t.name.starts_with("weight") && t.dims.len() == 2).map(|t| t.dims[1]).collect();
+    let parts = part_sizes(&noise(n * k, 22), k);
     assert_eq!(parts, [55, 55, 20]);
     assert!(parts.iter().all(|n| *n as usize * k <= SPLIT_ELEMENTS));
 }
@@ -244,8 +233,14 @@ fn layers_are_kept_in_single_precision_by_name() {
         graph.scope(name, |g| g.scope("up", |g| g.linear(&x, &weight, None, Precision::Int8)));
     }
     graph.table("unit_embedding.weight", &weight, 8, Precision::Int8);
-    assert_eq!(graph.kept(), ["blocks.0.up", "blocks.1.up", "unit_embedding.weight"]);
     assert_eq!(graph.layers().iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>(), ["blocks.10.up"]);
+    let model = ModelProto::decode(&encoded(graph)[..]).expect("well formed").graph.expect("a graph");
+    let single = DataType::F32.onnx();
+    let kept = model.initializer.iter().filter(|t| t.data_type == single && t.dims.len() == 2).map(|t| t.name.as_str());
+    // The two layers have the same weights, which are stored once.
+    assert_eq!(kept.collect::<Vec<_>>(), ["blocks.0.up.weight", "unit_embedding.weight"]);
+    let products = |op: &str| model.node.iter().filter(|node| node.op_type == op).count();
+    assert_eq!((products("MatMul"), products("MatMulInteger")), (2, 1));
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use super::*;
 use crate::graphs::{self, StageGraph};
 use crate::onnx::Precision;
+use crate::reference::Reference;
+use crate::samples::noise;
 use crate::weights::{Weights, WeightsError};
 use burn::module::Module;
 use sa_device::engine::{Engine, Tract};
@@ -21,16 +23,6 @@ fn device(seed: u64) -> Device {
     let device = Device::flex();
     device.seed(seed);
     device
-}
-
-/// Seeded numbers in -0.5..0.5.
-fn noise(count: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = move || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
-    };
-    (0..count).map(|_| next()).collect()
 }
 
 fn ids(count: usize, below: usize, seed: u32) -> Vec<i64> {

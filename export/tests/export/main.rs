@@ -73,6 +73,14 @@ fn random_checkpoint(dir: &Path, words: usize, sizes: fn(usize) -> Sizes) {
     std::fs::write(dir.join("vocabulary.txt"), vocabulary.to_text()).expect("saved");
 }
 
+/// A folder with a tiny checkpoint in it.
+fn checkpoint() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let checkpoint = dir.path().join("checkpoint");
+    random_checkpoint(&checkpoint, 10, tiny);
+    (dir, checkpoint)
+}
+
 fn options(checkpoint: &Path, output: PathBuf, choices: [Choice; 4]) -> Options {
     Options {
         checkpoint: checkpoint.into(),
@@ -102,9 +110,7 @@ fn entries(dir: &Path) -> Vec<String> {
 
 #[test]
 fn fp32_and_int8_bundles_are_written_and_verify() {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let checkpoint = dir.path().join("checkpoint");
-    random_checkpoint(&checkpoint, 10, tiny);
+    let (dir, checkpoint) = checkpoint();
     let output = dir.path().join("bundles/nano");
     // What a killed export left behind goes with the next one.
     std::fs::create_dir_all(dir.path().join("bundles/nano.partial")).expect("made");
@@ -129,9 +135,7 @@ fn fp32_and_int8_bundles_are_written_and_verify() {
 
 #[test]
 fn nothing_is_written_where_an_export_is_refused() {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let checkpoint = dir.path().join("checkpoint");
-    random_checkpoint(&checkpoint, 10, tiny);
+    let (dir, checkpoint) = checkpoint();
     let other = dir.path().join("photos");
     std::fs::create_dir(&other).expect("made");
     std::fs::write(other.join("cat.jpg"), b"").expect("written");
@@ -174,9 +178,7 @@ fn nothing_is_written_where_an_export_is_refused() {
 
 #[test]
 fn a_named_form_beyond_its_budget_is_an_error_and_an_unnamed_one_gives_way() {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let checkpoint = dir.path().join("checkpoint");
-    random_checkpoint(&checkpoint, 10, tiny);
+    let (dir, checkpoint) = checkpoint();
     // No form but fp32 gives exactly the spectra of fp32.
     let mut budgets = Budgets::default();
     budgets.set(StageName::Decoder, 0.0).expect("a number of decibels");
@@ -201,9 +203,7 @@ fn a_named_form_beyond_its_budget_is_an_error_and_an_unnamed_one_gives_way() {
 
 #[test]
 fn every_pattern_of_layers_must_match_one() {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let checkpoint = dir.path().join("checkpoint");
-    random_checkpoint(&checkpoint, 10, tiny);
+    let (dir, checkpoint) = checkpoint();
     let export = |patterns: &[&str]| {
         let options = options(&checkpoint, dir.path().join("nano"), StageName::ALL.map(|_| Choice::named(Precision::Fp16)));
         export(&Options { exclude: patterns.iter().map(|pattern| (*pattern).to_owned()).collect(), force: true, ..options })
@@ -231,9 +231,7 @@ fn rewrite(dir: &Path, graphs: &[(StageName, Vec<u8>)], change: impl FnOnce(&mut
 
 #[test]
 fn a_head_with_a_state_of_its_own_is_verified() {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let checkpoint = dir.path().join("checkpoint");
-    random_checkpoint(&checkpoint, 10, tiny);
+    let (dir, checkpoint) = checkpoint();
     let output = dir.path().join("nano");
     let (bundle, _) = export(&options(&checkpoint, output.clone(), StageName::ALL.map(|_| Choice::fp32()))).expect("exported");
     let Manifest { group, k, .. } = *bundle.manifest();
