@@ -8,7 +8,7 @@ use sa_device::bundle::{Bundle, BundleError, StageName, TensorEntry};
 use sa_device::engine::{Engine, EngineError, EngineName, Tract, Wish};
 
 use crate::onnx::Precision;
-use crate::prove::{Distance, Item, lm_step, text_step};
+use crate::prove::{Distance, Item, feed};
 use crate::runner::Runner;
 
 /// Steps of each graph in a verification: states go round, and the median time means something.
@@ -194,10 +194,7 @@ fn run_once(bundle: &Bundle, name: StageName, runner: &mut Runner, step: usize) 
         }
         StageName::Lm => {
             let token = ((step + 1) % manifest.text_logits().max(1)) as i64;
-            let (logits, hidden) = match entry.input("units") {
-                Some(_) => lm_step(runner, manifest.group, &Item::Token(token), step)?,
-                None => text_step(runner, token, step)?,
-            };
+            let (logits, hidden) = feed(runner, entry.input("units").map(|_| manifest.group), &Item::Token(token), step)?.text()?;
             [logits, hidden].concat()
         }
         StageName::Head => {

@@ -6,7 +6,7 @@ use sa_models::lm::network::Cache;
 use sa_models::lm::{self, Network};
 use sa_models::tokenizer::{Tokenizer, TokenizerConfig};
 
-use crate::runner::{RunError, Runner};
+use crate::runner::{Outputs, RunError, Runner};
 
 /// A graph computes what its network does if its outputs are this near (relative L2).
 pub const FP32_BUDGET: f64 = 1e-4;
@@ -157,22 +157,28 @@ pub fn lm(
     Ok((trunk, groups))
 }
 
-/// Feeds one item: text logits and hidden state.
-pub fn lm_step(runner: &mut Runner, group: usize, item: &Item, position: usize) -> Result<(Vec<f32>, Vec<f32>), RunError> {
-    let none = vec![0; group];
+/// Feeds one item to a trunk or to the first piece of one. A trunk that reads text only has no groups, and is given tokens.
+pub fn feed<'a>(runner: &'a mut Runner, group: Option<usize>, item: &Item, position: usize) -> Result<Outputs<'a>, RunError> {
+    let none = vec![0; group.unwrap_or(0)];
     let (token, units, is_group) = match item {
         Item::Token(id) => (*id, &none, 0.0),
         Item::Group(units) => (0, units, 1.0),
     };
-    let i64s: [(&str, &[i64]); 3] = [("token", &[token]), ("units", units), ("position", &[position as i64])];
-    let outputs = runner.step(&[("is_group", &[is_group])], &i64s)?;
-    Ok((outputs.f32("logits")?, outputs.f32("hidden")?))
+    let i64s: [(&str, &[i64]); 3] = [("token", &[token]), ("position", &[position as i64]), ("units", units)];
+    match (group, item) {
+        (None, Item::Token(_)) => runner.step(&[], &i64s[..2]),
+        _ => runner.step(&[("is_group", &[is_group])], &i64s),
+    }
+}
+
+/// Feeds one item: text logits and hidden state.
+pub fn lm_step(runner: &mut Runner, group: usize, item: &Item, position: usize) -> Result<(Vec<f32>, Vec<f32>), RunError> {
+    feed(runner, Some(group), item, position)?.text()
 }
 
 /// Feeds one token to a trunk that reads text only: text logits and hidden state.
 pub fn text_step(runner: &mut Runner, token: i64, position: usize) -> Result<(Vec<f32>, Vec<f32>), RunError> {
-    let outputs = runner.step(&[], &[("token", &[token]), ("position", &[position as i64])])?;
-    Ok((outputs.f32("logits")?, outputs.f32("hidden")?))
+    feed(runner, None, &Item::Token(token), position)?.text()
 }
 
 #[cfg(test)]

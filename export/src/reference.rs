@@ -7,18 +7,18 @@ use sa_models::lm::Config;
 
 use crate::graphs::StageGraph;
 use crate::graphs::lm::{Piece, draw_piece, pieces};
-use crate::import::qwen::Qwen;
-use crate::import::speech::Speech;
 use crate::onnx::{Form, Importance, Precision};
+use crate::prove::{Item, feed};
 use crate::runner::Runner;
+use crate::weights::Weights;
 
 /// Most weights of the blocks of a piece: 64 MB, of which an engine makes two or three copies.
 const PIECE_WEIGHTS: usize = 16 << 20;
 
-/// A trunk to be read.
+/// A trunk to be read, and the unit embedding and the adaptor of one that reads speech.
 pub struct Reference<'a> {
-    pub qwen: &'a Qwen,
-    pub speech: Option<&'a Speech>,
+    pub trunk: &'a Weights,
+    pub speech: Option<&'a Weights>,
     pub config: &'a Config,
     pub engine: &'a dyn Engine,
     pub pieces: Vec<Piece>,
@@ -36,13 +36,12 @@ pub struct Read {
 }
 
 impl<'a> Reference<'a> {
-    pub fn new(qwen: &'a Qwen, speech: Option<&'a Speech>, config: &'a Config, engine: &'a dyn Engine) -> Self {
-        Self { qwen, speech, config, engine, pieces: pieces(config, PIECE_WEIGHTS) }
+    pub fn new(trunk: &'a Weights, speech: Option<&'a Weights>, config: &'a Config, engine: &'a dyn Engine) -> Self {
+        Self { trunk, speech, config, engine, pieces: pieces(config, PIECE_WEIGHTS) }
     }
 
     fn draw(&self, piece: &Piece, form: Form) -> Result<StageGraph> {
-        let speech = self.speech.map(|speech| &speech.weights);
-        Ok(draw_piece(self.config, &self.qwen.weights, speech, piece, form)?)
+        Ok(draw_piece(self.config, self.trunk, self.speech, piece, form)?)
     }
 
     /// Names of all layers that have a precision.
@@ -62,17 +61,13 @@ impl<'a> Reference<'a> {
             let mut runner = Runner::new(self.engine, &graph)?;
             for (number, row) in rows.iter_mut().enumerate() {
                 let position = number % context;
-                let at = ("position", &[position as i64][..]);
-                let outputs = match (piece.is_first(), self.speech) {
-                    (false, _) => runner.step(&[("x", row)], &[at])?,
-                    (true, None) => runner.step(&[], &[("token", &[tokens[number]]), at])?,
-                    (true, Some(_)) => {
-                        let units = vec![0; self.config.group];
-                        runner.step(&[("is_group", &[0.0])], &[("token", &[tokens[number]]), ("units", &units), at])?
-                    }
+                let outputs = match piece.is_first() {
+                    true => feed(&mut runner, self.speech.map(|_| self.config.group), &Item::Token(tokens[number]), position)?,
+                    false => runner.step(&[("x", row)], &[("position", &[position as i64])])?,
                 };
                 if piece.is_last() {
-                    each(number, outputs.f32("logits")?, outputs.f32("hidden")?);
+                    let (logits, hidden) = outputs.text()?;
+                    each(number, logits, hidden);
                 } else {
                     *row = outputs.f32("y")?;
                 }

@@ -175,6 +175,11 @@ impl Outputs<'_> {
         Ok(values.to_vec())
     }
 
+    /// Of a trunk: text logits and hidden state.
+    pub fn text(&self) -> Result<(Vec<f32>, Vec<f32>), RunError> {
+        Ok((self.f32("logits")?, self.f32("hidden")?))
+    }
+
     pub fn i64(&self, name: &str) -> Result<Vec<i64>, RunError> {
         let output = self.runner.output(name)?;
         let values = self.runner.session.i64_output(output).map_err(|source| RunError::Engine { stage: self.runner.stage, source })?;

@@ -25,7 +25,7 @@ use crate::graphs::{self, StageGraph};
 use crate::import::qwen::Qwen;
 use crate::import::speech::{Head, Speech};
 use crate::onnx::{Form, Importance, Precision};
-use crate::prove::{Distance, Item, arg_max, lm_step, text_step};
+use crate::prove::{Distance, Item, arg_max, feed};
 use crate::reference::Reference;
 use crate::report::Report;
 use crate::runner::{RunError, Runner};
@@ -86,7 +86,7 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     let engine = options.target.open_engine()?;
     let writer = options.target.writer()?;
     let bar = progress(7);
-    let reference = Reference::new(&qwen, speech.as_ref(), &config, &*engine);
+    let reference = Reference::new(&qwen.weights, speech.as_ref().map(|speech| &speech.weights), &config, &*engine);
     let exporter = Exporter { qwen: &qwen, speech: speech.as_ref(), config: &config, options, engine: &*engine, reference, bar: &bar };
     let (lm, head, report) = exporter.run()?;
     bar.finish_and_clear();
@@ -296,10 +296,7 @@ impl Exporter<'_> {
     }
 
     fn feed(&self, runner: &mut Runner, token: i64, position: usize) -> Result<(Vec<f32>, Vec<f32>), RunError> {
-        match self.speech {
-            Some(_) => lm_step(runner, self.config.group, &Item::Token(token), position),
-            None => text_step(runner, token, position),
-        }
+        feed(runner, self.speech.map(|_| self.config.group), &Item::Token(token), position)?.text()
     }
 
     /// What the forms are compared on: given texts, or what the trunk writes. A large one writes in 8 bits, for in single precision it is

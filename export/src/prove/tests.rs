@@ -152,25 +152,17 @@ fn a_trunk_in_pieces_is_the_trunk() {
     let weights = saved(&network, &config, checkpoint::Precision::F32);
     let mut whole = runner(&Tract, &graphs::lm::draw(&config, &weights, Precision::Fp32).expect("drawn"));
     let tokens = ids(20, config.vocab_size, 13);
-    let mut rows = vec![Vec::new(); tokens.len()];
     let pieces = graphs::lm::pieces(&config, 1);
     assert_eq!(pieces.len(), config.num_hidden_layers);
-    for piece in &pieces {
-        let graph = graphs::lm::draw_piece(&config, &weights, Some(&weights), piece, Precision::Fp32).expect("drawn");
-        let mut part = runner(&Tract, &graph);
-        for (position, row) in rows.iter_mut().enumerate() {
-            let none = vec![0; config.group];
-            let at = ("position", &[position as i64][..]);
-            let outputs = match piece.is_first() {
-                true => part.step(&[("is_group", &[0.0])], &[("token", &[tokens[position]]), ("units", &none), at]),
-                false => part.step(&[("x", row)], &[at]),
-            };
-            *row = outputs.and_then(|outputs| outputs.f32(if piece.is_last() { "logits" } else { "y" })).expect("ran");
-        }
-    }
-    for (position, (token, logits)) in tokens.into_iter().zip(rows).enumerate() {
-        assert_eq!(logits, lm_step(&mut whole, config.group, &Item::Token(token), position).expect("ran").0);
-    }
+    let reference = Reference { trunk: &weights, speech: Some(&weights), config: &config, engine: &Tract, pieces };
+    let mut read = 0;
+    let each = |position, logits, hidden| {
+        let expected = lm_step(&mut whole, config.group, &Item::Token(tokens[position]), position).expect("ran");
+        assert_eq!((logits, hidden), expected);
+        read += 1;
+    };
+    reference.read(&tokens, false, each).expect("ran");
+    assert_eq!(read, tokens.len());
     assert_eq!(graphs::lm::pieces(&config, graphs::lm::weights(&config)).len(), 1);
 }
 
