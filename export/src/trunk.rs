@@ -310,8 +310,8 @@ impl Exporter<'_> {
         }
         step(self.bar, "lm: writing text");
         let precision = if self.reference.pieces.len() == 1 { Precision::Fp32 } else { Precision::Int8 };
-        let graph =
-            self.draw_lm(self.form(precision)).context("drawing what writes the text to compare on; --samples gives one instead")?;
+        self.fits(precision).context("drawing what writes the text to compare on; --samples gives one instead")?;
+        let graph = self.draw_lm(self.form(precision))?;
         let tokens = self.write(&mut Runner::new(self.engine, &graph)?, length)?;
         let source = format!("{length} positions of text that the {precision} graph wrote");
         Ok(Text { tokens, source, writer: Some(graph) })
