@@ -37,10 +37,10 @@ pub struct ActivitySettings {
 const SURE: u32 = 6;
 /// Evidence that the user speaks over the program, in natural logarithms of odds: of a window at [`ActivitySettings::over_score`], the most
 /// of one window, and what begins a voice. Of the values that were tried on 1,349 simulated interruptions these noticed the most of them in
-/// time among those that held about as few answers for nothing as two windows in a row above a threshold did.
-const EVIDENCE: f32 = 2.35;
-const MOST_EVIDENCE: f32 = 3.0;
-const ENOUGH: f32 = 6.0;
+/// time among those that held as few answers for nothing as two windows in a row above a threshold did.
+const EVIDENCE: f32 = 2.67;
+const MOST_EVIDENCE: f32 = 4.0;
+const ENOUGH: f32 = 8.0;
 
 impl Default for ActivitySettings {
     fn default() -> Self {
@@ -292,9 +292,9 @@ mod tests {
         };
         assert_eq!(begins(&[0.01, 1.0, 1.0, 1.0]), Some(2));
         assert_eq!(begins(&[0.4; 9]), Some(2));
-        assert_eq!(begins(&[0.25; 9]), Some(3));
+        assert_eq!(begins(&[0.25; 9]), Some(4));
         assert_eq!(begins(&[0.02, 1.0, 0.02, 0.02, 0.02, 1.0, 0.02, 0.02]), None, "a click each");
-        assert_eq!(begins(&[0.05; 1000]), None, "neither for nor against");
+        assert_eq!(begins(&[0.04; 1000]), None, "neither for nor against");
     }
 
     #[test]
