@@ -37,7 +37,7 @@ const STRETCH_SECONDS: usize = 6;
 /// every chunk of a stream has to be computed.
 const CHUNKS: usize = 10;
 /// After so many of them a point of the curve is left that cannot reach [`AGREEMENT`] any more.
-const FEWEST: usize = 4;
+const FEWEST: usize = 3;
 
 /// What to export and how.
 #[derive(Clone, Debug)]

@@ -102,7 +102,7 @@ def main():
                 print(f"| {engine} | {'int8' if form else 'fp32'} | {figures['ms']:.0f} | {torch_ms / figures['ms']:.2f} | {figures['error']:.1e} |", flush=True)
         began = time.perf_counter()
         subprocess.run(
-            [options.bin / "sa-export", "--hubert", scratch / "base", "--kmeans", scratch / "kmeans.npy", "--int8", "--output", scratch / "bundle"],
+            [options.bin / "sa-export", "--hubert", scratch / "base", "--kmeans", scratch / "kmeans.npy", "--precision", "tokenizer=int8", "--force", "--output", scratch / "bundle"],
             check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
