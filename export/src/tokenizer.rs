@@ -199,12 +199,14 @@ impl Exporter<'_> {
     }
 
     /// The first form within the budget that is not slower than fp32.
-    fn choose(&self, window: Window, unit_ms: f64, curve: Vec<(usize, f64)>, chunks: &Chunks) -> Result<(StageGraph, Report)> {
+    fn choose(&self, window: Window, unit_ms: f64, mut curve: Vec<(usize, f64)>, chunks: &Chunks) -> Result<(StageGraph, Report)> {
         let Options { exclude, choice, budgets, force, target, .. } = self.options;
         let draw = |precision| hubert::draw(self.hubert, self.layer, self.codebook, window, Form { exclude, ..Form::from(precision) });
         step(self.bar, "fp32");
         let fp32 = draw(Precision::Fp32)?;
         let (reference, fp32_ms) = self.units_at(chunks, &fp32, window, &|_| false)?;
+        // The point that was taken is told by all chunks, even where it was left early.
+        curve.iter_mut().filter(|(ahead, _)| *ahead == window.look_ahead).for_each(|(_, share)| *share = chunks.agreement(&reference));
         let mut of_form = None;
         let rules = Rules::new(choice, budgets, *force, self.engine, target);
         let (graph, mut entry) = choose(&rules, Baseline::new(fp32, None, fp32_ms), |precision| {

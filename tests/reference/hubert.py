@@ -297,8 +297,8 @@ def check_default(case, binaries):
         length = (back + chunk + units - 1) * hop + field
         found = [features(case.model, heard[place * hop :][:length], LAYER, case.normalise) for place in places]
         found = np.concatenate([case.units(window)[back : back + chunk] for window in found])
-        # A point that cannot reach 95 % any more is left after three chunks.
-        seen = next((n for n in range(3 * chunk, len(found), chunk) if 20 * (found[:n] != expected[:n]).sum() > len(found)), len(found))
+        # A point that cannot reach 95 % any more is left after three chunks, unless it is the longest and taken for want of a better one.
+        seen = len(found) if ahead == chosen else next((n for n in range(3 * chunk, len(found), chunk) if 20 * (found[:n] != expected[:n]).sum() > len(found)), len(found))
         share, stored = (found == expected)[:seen].mean(), dict(curve)[ahead]
         print(f"{case.name:<16} {ahead:.0f} ms ahead: {100 * stored:.1f} % of the offline units, in transformers {100 * share:.1f} %")
         assert abs(share - stored) <= 0.01, (ahead, share, stored)
