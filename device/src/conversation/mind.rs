@@ -334,7 +334,7 @@ impl Worker {
     fn say(&mut self, question: u64, text: &str, shared: &Shared, report: &mut dyn FnMut(Report)) -> Result<(), AgentError> {
         let mut samples = Vec::new();
         let mut sink = Sink(|more: &[f32]| samples.extend_from_slice(more));
-        let turn = self.agent.say(text, &mut sink, &mut |_: &Event| {}, &|| shared.wants(question))?;
+        let turn = self.agent.say(text, &mut sink, &|| shared.wants(question))?;
         if turn.stopped != Stopped::End {
             // It is not wanted any more, or lost its place: half a sentence, or the same over and over, is worse than none.
             samples.clear();

@@ -264,11 +264,7 @@ impl<D: Duplex> Conversation<D> {
 
     /// Ends it: a turn that is under way is told as far as it came. Waits for the agent, which stops at its next group.
     pub fn close(&mut self, tell: &mut dyn FnMut(&Happening)) {
-        match self.turns.state() {
-            State::Idle => {}
-            State::Listening | State::Thinking => self.act(Action::Abandon),
-            State::Speaking | State::Interrupted => self.act(Action::Cut),
-        }
+        self.input(Input::Failed);
         self.mind.close();
         // What went wrong now keeps nobody from anything.
         while let Ok(Some(report)) = self.mind.report() {

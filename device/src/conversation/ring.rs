@@ -27,16 +27,21 @@ pub const WORDLESS: usize = 3;
 /// Tones that call attention: so many pairs, and a breath behind them.
 pub fn chime(pairs: usize) -> Vec<f32> {
     let (mut ringer, mut frame, mut sound) = (Ringer::default(), [0.0; FRAME], Vec::new());
-    while sound.len() < pairs * PERIOD - 2 * TONE {
+    while sound.len() < length(pairs) {
         ringer.frame(true, State::Idle, &mut frame);
         sound.extend(frame);
     }
     sound
 }
 
-/// How long one pair of them takes.
+/// Samples of a chime.
+fn length(pairs: usize) -> usize {
+    pairs * PERIOD - 2 * TONE
+}
+
+/// How long a chime of one pair takes.
 pub fn chime_seconds() -> f64 {
-    (PERIOD - 2 * TONE) as f64 / f64::from(SAMPLE_RATE)
+    length(1) as f64 / f64::from(SAMPLE_RATE)
 }
 
 /// Makes the sound, 10 ms at a time.
@@ -142,6 +147,7 @@ mod tests {
         let begins = |from: usize| sound[from..from + 1600].iter().any(|x| x.abs() > 0.2);
         assert!(begins(0) && begins(16_000) && begins(32_000) && sound.len() < 3 * PERIOD);
         assert_eq!(sound.last(), Some(&0.0));
+        assert_eq!(chime(1).len(), PERIOD - 2 * TONE);
         assert_eq!(chime(1).len() as f64, chime_seconds() * f64::from(SAMPLE_RATE));
     }
 }

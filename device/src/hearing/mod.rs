@@ -1,7 +1,8 @@
 //! From the microphone to "somebody speaks", and to what the model hears.
 //!
-//! The model hears the untouched microphone as soon as the program is silent, because cancelling costs more than it brings there. While the program's voice or its echo is in the room, it hears the microphone less the echo that the
-//! canceller expects, and nothing suppressed: what suppression takes of the user's voice costs more than what is left of the echo.
+//! The model hears the untouched microphone as soon as the program is silent, because cancelling costs more than it brings there. While the
+//! program's voice or its echo is in the room, it hears the microphone less the echo that the canceller expects, and nothing suppressed:
+//! what suppression takes of the user's voice costs more than what is left of the echo.
 
 mod activity;
 mod echo;

@@ -322,14 +322,8 @@ impl Agent {
     }
 
     /// Speaks a text, word by word, for as long as `go_on` says so; nothing is remembered.
-    pub fn say(
-        &mut self,
-        text: &str,
-        device: &mut dyn AudioDevice,
-        listener: &mut Listener,
-        go_on: &dyn Fn() -> bool,
-    ) -> Result<Turn, AgentError> {
-        let result = self.try_say(text, device, listener, go_on);
+    pub fn say(&mut self, text: &str, device: &mut dyn AudioDevice, go_on: &dyn Fn() -> bool) -> Result<Turn, AgentError> {
+        let result = self.try_say(text, device, go_on);
         if result.is_err() {
             device.discard();
             self.recover()?;
@@ -337,13 +331,9 @@ impl Agent {
         result
     }
 
-    fn try_say(
-        &mut self,
-        text: &str,
-        device: &mut dyn AudioDevice,
-        listener: &mut Listener,
-        go_on: &dyn Fn() -> bool,
-    ) -> Result<Turn, AgentError> {
+    fn try_say(&mut self, text: &str, device: &mut dyn AudioDevice, go_on: &dyn Fn() -> bool) -> Result<Turn, AgentError> {
+        // It is no turn of the conversation: nobody is told of its words.
+        let listener: &mut Listener = &mut |_: &Event| {};
         self.count_turn();
         let text = crate::words::spoken(text, self.settings.reply_words);
         let clock = Clock { end_of_question: Instant::now(), tools: Duration::ZERO };

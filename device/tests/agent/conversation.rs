@@ -253,11 +253,11 @@ fn the_turn_before_matters_until_it_is_forgotten() {
 fn says_what_it_is_told() {
     let (_dir, mut agent) = agent(&Tiny::default(), Settings::default());
     let mut speaker = Speaker::default();
-    let turn = agent.say("light on", &mut speaker, &mut |_: &Event| {}, &|| true).expect("speaks");
+    let turn = agent.say("light on", &mut speaker, &|| true).expect("speaks");
     assert_eq!(turn.reply_text, "light on", "the words are given, whatever the script would say");
     assert_eq!(speaker.played.len(), turn.units.len() * 640);
     assert_eq!(ask(&mut agent, 8000, 320).0.turn_id, 2);
     let before = speaker.played.len();
-    let turn = agent.say("light on", &mut speaker, &mut |_: &Event| {}, &|| false).expect("gives up");
+    let turn = agent.say("light on", &mut speaker, &|| false).expect("gives up");
     assert!(turn.stopped == Stopped::Interrupted && speaker.played.len() == before, "nobody wants to hear it: {turn:?}");
 }
