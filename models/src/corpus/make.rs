@@ -9,7 +9,6 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::align;
 use super::augment::{NOISES, noise};
@@ -20,6 +19,7 @@ use super::store::{self, SHARD};
 use super::synthesis::{self, Synthesisers};
 use super::wave::{self, SAMPLE_RATE};
 use super::{Corpus, Error, Grammar, Reply, Utterance, Vocabulary};
+use crate::folder::sha256;
 
 const GRAMMAR: &str = include_str!("../../grammar/home.toml");
 
@@ -83,14 +83,10 @@ pub struct Manifest {
     pub voices: BTreeMap<String, BTreeMap<String, usize>>,
 }
 
-fn sha256(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Which recordings there are and what is said in them.
 fn listed(recordings: &[Recording]) -> String {
     let lines: String = recordings.iter().map(|recording| format!("{}|{}\n", recording.id, recording.text)).collect();
-    if lines.is_empty() { lines } else { sha256(&lines) }
+    if lines.is_empty() { lines } else { sha256(lines.as_bytes()) }
 }
 
 fn write_file(path: &Path, text: &str) -> Result<(), Error> {
@@ -305,8 +301,8 @@ pub fn make(options: &Options) -> Result<Manifest, Error> {
         replies: replies.len(),
         recordings: recordings.len(),
         recordings_sha256: listed(&recordings),
-        grammar_sha256: sha256(&grammar_text),
-        synthesisers_sha256: sha256(&synthesisers_text),
+        grammar_sha256: sha256(grammar_text.as_bytes()),
+        synthesisers_sha256: sha256(synthesisers_text.as_bytes()),
         words: vocabulary.len(),
         phones: lexicon.inventory().len(),
         hours: BTreeMap::new(),

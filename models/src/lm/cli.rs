@@ -1,6 +1,6 @@
 //! `sa-align lm`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -27,6 +27,9 @@ pub struct Args {
     /// Run folder; an interrupted run goes on where it stopped
     #[arg(long, value_name = "DIR", required_unless_present = "evaluate")]
     output: Option<PathBuf>,
+    /// Begin with the weights of this checkpoint (config.json, model.safetensors) in place of random ones: adapt an agent to another corpus
+    #[arg(long, value_name = "CHECKPOINT", conflicts_with_all = ["evaluate", "config", "group", "no_transcript"])]
+    from: Option<PathBuf>,
     /// Steps of the whole run; a run may be resumed with another number (the learning rate follows it)
     #[arg(long, default_value_t = 20_000, value_name = "N")]
     steps: u64,
@@ -124,6 +127,13 @@ pub fn run(args: Args) -> Result<()> {
             model.group = args.group;
             model.transcript = !args.no_transcript;
             let mut config = TrainConfig::new(model, args.seed);
+            if let Some(from) = &args.from {
+                config.model = checkpoint::load_config(from)?;
+                same_words(from, &corpus)?;
+                let weights = from.join("model.safetensors");
+                let bytes = std::fs::read(&weights).with_context(|| format!("while reading {}", weights.display()))?;
+                config.from = Some(crate::folder::sha256(&bytes));
+            }
             config.batch = args.batch;
             config.optimizer.learning_rate = args.lr;
             config.mix.spoken = args.spoken;
@@ -154,6 +164,7 @@ pub fn run(args: Args) -> Result<()> {
         grammar: &grammar,
         train: &material,
         dev: &dev,
+        from: args.from.as_deref(),
         device: args.device.device()?,
         fused: args.device == DeviceChoice::Cpu && !config.model.attention_bias,
         threads: args.threads,
@@ -165,7 +176,21 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn report(args: &Args, dir: &std::path::Path, corpus: &Corpus, material: Material) -> Result<()> {
+/// A token is a line of the vocabulary: where a checkpoint came with one, it must be the corpus' own.
+fn same_words(checkpoint: &Path, corpus: &Corpus) -> Result<()> {
+    let path = checkpoint.join("../vocabulary.txt");
+    if path.exists() {
+        let words = crate::corpus::Vocabulary::load(&path).with_context(|| format!("while reading {}", path.display()))?;
+        anyhow::ensure!(
+            words.to_text() == corpus.vocabulary().to_text(),
+            "the words of {} are not those of the corpus: it was trained on another grammar; train from nothing, without --from",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+fn report(args: &Args, dir: &Path, corpus: &Corpus, material: Material) -> Result<()> {
     let config: Config = checkpoint::load_config(dir)?;
     anyhow::ensure!(
         config.vocab_size == corpus.vocabulary().len(),

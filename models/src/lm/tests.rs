@@ -1,5 +1,7 @@
 //! The language model as a whole: it learns a handful of dialogues by heart, generates them, and trains reproducibly.
 
+use std::path::Path;
+
 use burn::tensor::Device;
 
 use crate::corpus::{Grammar, Turn, Vocabulary};
@@ -14,7 +16,7 @@ use super::sequence::Spoken;
 use super::train::{Resources, TrainConfig, train};
 
 fn grammar() -> Grammar {
-    Grammar::load(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/grammar/home.toml"))).expect("the shipped grammar")
+    Grammar::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/grammar/home.toml"))).expect("the shipped grammar")
 }
 
 fn vocabulary() -> Vocabulary {
@@ -78,21 +80,19 @@ fn config(vocabulary: &Vocabulary) -> TrainConfig {
 }
 
 /// Trains in `dir` for `total` steps, or one step at a time.
-fn run(dir: &std::path::Path, config: &TrainConfig, vocabulary: &Vocabulary, material: &Material, total: u64, one: bool) -> Network {
-    run_on(1, dir, config, vocabulary, material, total, one)
+fn run(dir: &Path, config: &TrainConfig, vocabulary: &Vocabulary, material: &Material, total: u64, one: bool) -> Network {
+    run_on(&Where { dir, from: None, threads: 1 }, config, vocabulary, material, total, one)
 }
 
-/// The same on so many threads.
-fn run_on(
+/// A run's folder, the weights that it begins with, and its threads.
+struct Where<'a> {
+    dir: &'a Path,
+    from: Option<&'a Path>,
     threads: usize,
-    dir: &std::path::Path,
-    config: &TrainConfig,
-    vocabulary: &Vocabulary,
-    material: &Material,
-    total: u64,
-    one: bool,
-) -> Network {
-    let minutes = one.then_some(0.0);
+}
+
+fn run_on(place: &Where<'_>, config: &TrainConfig, vocabulary: &Vocabulary, material: &Material, total: u64, one: bool) -> Network {
+    let (dir, minutes) = (place.dir, one.then_some(0.0));
     let args =
         CommonArgs { corpus: dir.into(), output: dir.into(), minutes, seed: config.seed, device: DeviceChoice::Cpu, save_every: total };
     let (grammar, dev) = (grammar(), Material::default());
@@ -101,15 +101,16 @@ fn run_on(
         grammar: &grammar,
         train: material,
         dev: &dev,
+        from: place.from,
         device: Device::flex(),
         fused: true,
-        threads,
+        threads: place.threads,
         finish_in: None,
     };
     train(config, &resources, Run::open(dir, config, total, &args).expect("opened")).expect("trained")
 }
 
-fn losses(dir: &std::path::Path) -> Vec<f64> {
+fn losses(dir: &Path) -> Vec<f64> {
     let log = std::fs::read_to_string(dir.join("log.jsonl")).expect("a log");
     log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["loss"].as_f64().expect("a loss")).collect()
 }
@@ -150,7 +151,10 @@ fn the_same_seed_gives_the_same_losses_and_a_resumed_run_goes_on_exactly() {
     // models/train.sh trains on two threads.
     for threads in [1, 2] {
         let dirs = [(); 3].map(|()| tempfile::tempdir().expect("a folder"));
-        let go = |dir: usize, one| run_on(threads, dirs[dir].path(), &config, &vocabulary, &material, 20, one);
+        let go = |dir: usize, one| {
+            let place = Where { dir: dirs[dir].path(), from: None, threads };
+            run_on(&place, &config, &vocabulary, &material, 20, one)
+        };
         go(0, false);
         go(1, false);
         assert_eq!(losses(dirs[0].path()), losses(dirs[1].path()), "{threads} threads");
@@ -160,6 +164,18 @@ fn the_same_seed_gives_the_same_losses_and_a_resumed_run_goes_on_exactly() {
         go(2, false);
         assert_eq!(losses(dirs[0].path()), losses(dirs[2].path()), "{threads} threads, resumed");
     }
+}
+
+#[test]
+fn a_run_may_begin_where_another_ended() {
+    let (vocabulary, material) = (vocabulary(), material());
+    let config = config(&vocabulary);
+    let dirs = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
+    run(dirs[0].path(), &config, &vocabulary, &material, 60, false);
+    let place = Where { dir: dirs[1].path(), from: Some(&dirs[0].path().join("checkpoint")), threads: 1 };
+    run_on(&place, &TrainConfig { seed: 4, ..config }, &vocabulary, &material, 2, false);
+    let (first, then) = (losses(dirs[0].path()), losses(dirs[1].path()));
+    assert!(then[0] < 0.5 * first[0], "{} at first, {} at the end, then {then:?}", first[0], first[59]);
 }
 
 #[test]
@@ -300,6 +316,7 @@ fn rehearsal() {
         grammar: &grammar,
         train: &material,
         dev: &dev,
+        from: None,
         device: Device::flex(),
         fused: true,
         threads: number("THREADS", 1) as usize,

@@ -1,5 +1,6 @@
 //! The training loop of the group LM.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -28,12 +29,15 @@ pub struct TrainConfig {
     /// Weight of the units' cross-entropy beside the text's.
     pub unit_weight: f32,
     pub seed: u64,
+    /// Hash of the weights that it begins with, where it does not begin with nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
 }
 
 impl TrainConfig {
     pub fn new(model: Config, seed: u64) -> Self {
         let optimizer = OptimizerConfig { learning_rate: 2e-3, weight_decay: 0.05, warmup: 200, ..OptimizerConfig::default() };
-        Self { model, mix: MixConfig::default(), optimizer, batch: 64, unit_weight: 1.0, seed }
+        Self { model, mix: MixConfig::default(), optimizer, batch: 64, unit_weight: 1.0, seed, from: None }
     }
 }
 
@@ -43,6 +47,8 @@ pub struct Resources<'a> {
     pub grammar: &'a Grammar,
     pub train: &'a Material,
     pub dev: &'a Material,
+    /// Checkpoint whose weights a new run begins with, in place of random ones.
+    pub from: Option<&'a Path>,
     /// Where Burn keeps the weights; gradients come from [`super::fused`] if `fused`, else from Burn on this device.
     pub device: Device,
     pub fused: bool,
@@ -88,14 +94,17 @@ fn write(run: &Run, config: &Config, network: &Network) -> Result<()> {
 /// Trains until `run`'s last step or deadline; the folder `checkpoint` of the run then holds the network.
 ///
 /// # Errors
-/// The run folder cannot be written, or the material lacks what the mixture asks for.
+/// The run folder cannot be written, the weights to begin with are not of this network, or the material lacks what the mixture asks for.
 pub fn train(config: &TrainConfig, resources: &Resources<'_>, mut run: Run) -> Result<Network> {
     let model = &config.model;
     let composer =
         Composer { vocabulary: resources.vocabulary, group: model.group, end_unit: model.end_unit(), transcript: model.transcript };
     let mut sampler = Sampler::new(model, &config.mix, composer.clone(), resources.train, resources.grammar, config.seed, config.batch)?;
     let device = resources.device.clone().autodiff();
-    let network = Network::seeded(model, config.seed, &device);
+    let mut network = Network::seeded(model, config.seed, &device);
+    if let Some(dir) = resources.from {
+        network = checkpoint::load_weights(dir, network)?;
+    }
     let (mut network, mut optimizer, start) = run.resume(network, Optimizer::new(config.optimizer.clone()))?;
     let total = run.total();
     if start >= total {

@@ -17,7 +17,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::config::{TokenizerConfig, UNIT_SAMPLES};
 use super::data::Batch;
@@ -110,7 +109,7 @@ pub fn encode_corpus(
     let model = crate::train::checkpoint::load_weights(checkpoint, config.init(device))?;
     let path = checkpoint.join("model.safetensors");
     let weights = fs::read(&path).map_err(|source| UnitsError::Io { what: "read", path, source })?;
-    let hash: String = Sha256::digest(&weights).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = crate::folder::sha256(&weights);
     let manifest = Manifest { version: MANIFEST_VERSION, units: config.units, checkpoint_sha256: hash, lag: config.lag, copies: None };
     let at = |source, what| UnitsError::Io { what, path: output.to_owned(), source };
     fs::create_dir_all(output).map_err(|source| at(source, "make"))?;
