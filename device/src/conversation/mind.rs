@@ -210,6 +210,15 @@ pub struct Worker {
     rang: bool,
 }
 
+/// Returns memory that lies free between what is used to the system: a turn's tensors leave holes, and over days these would add up.
+fn give_back() {
+    // SAFETY: the C library's own allocator, which locks itself; the audio threads never wait for it, they do not allocate.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 impl Worker {
     fn new(agent: Agent) -> Self {
         Self { agent, pending: None, question: Vec::new(), number: 0, called: false, rang: false }
@@ -259,6 +268,7 @@ impl Worker {
                 let Some((mut turn, question)) = self.pending.take() else { return Ok(()) };
                 self.agent.settle(&mut turn, heard)?;
                 report(Report::Settled(Box::new(turn), question));
+                give_back();
                 Ok(())
             }
             Order::Forget => self.agent.forget(),
