@@ -51,7 +51,7 @@ models/train.sh "$run" > "$run/call4.log" 2>&1 || fail "the fourth call failed"
 [ "$report" = "$(stat -c %i "$run/report.txt")" ] || fail "the evaluation was made again for a bundle that was deleted"
 
 adapt() { # what to begin with, steps, where
-  "$CARGO_TARGET_DIR/debug/sa-align" lm --corpus "$run/corpus" --units "$run/units" --batch 2 --from "$1" --steps "$2" --output "$run/$3" > "$run/call5.log" 2>&1
+  "$CARGO_TARGET_DIR/debug/sa-align" lm --corpus "$run/corpus" --units "$run/units" --batch 2 --from "$1" --keep 0.5 --steps "$2" --output "$run/$3" > "$run/call5.log" 2>&1
 }
 adapt "$run/checkpoint/lm" 2 adapted || fail "its own weights were refused"
 [ "$(wc -l < "$run/adapted/log.jsonl")" = 2 ] && [ -s "$run/adapted/checkpoint/model.safetensors" ] || fail "nothing came of a training from weights"

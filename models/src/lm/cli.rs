@@ -30,6 +30,9 @@ pub struct Args {
     /// Begin with the weights of this checkpoint (config.json, model.safetensors) in place of random ones: adapt an agent to another corpus
     #[arg(long, value_name = "CHECKPOINT", conflicts_with_all = ["evaluate", "config", "group", "no_transcript"])]
     from: Option<PathBuf>,
+    /// Of the weights that it begins with, the share that stays in the checkpoint, an average with those that were learnt: less is forgotten
+    #[arg(long, value_name = "SHARE", requires = "from", default_value_t = 0.0, value_parser = share)]
+    keep: f32,
     /// Steps of the whole run; a run may be resumed with another number (the learning rate follows it)
     #[arg(long, default_value_t = 20_000, value_name = "N")]
     steps: u64,
@@ -96,6 +99,10 @@ pub struct Args {
     /// Print the report as JSON, with all mistakes
     #[arg(long)]
     json: bool,
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "a number from 0 to 1".to_owned())
 }
 
 fn shares(text: &str) -> Result<[f64; 4], String> {
@@ -165,6 +172,7 @@ pub fn run(args: Args) -> Result<()> {
         train: &material,
         dev: &dev,
         from: args.from.as_deref(),
+        keep: args.keep,
         device: args.device.device()?,
         fused: args.device == DeviceChoice::Cpu && !config.model.attention_bias,
         threads: args.threads,

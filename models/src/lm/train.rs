@@ -49,6 +49,8 @@ pub struct Resources<'a> {
     pub dev: &'a Material,
     /// Checkpoint whose weights a new run begins with, in place of random ones.
     pub from: Option<&'a Path>,
+    /// The share of these that stays in the checkpoint: an average with what was learnt.
+    pub keep: f32,
     /// Where Burn keeps the weights; gradients come from [`super::fused`] if `fused`, else from Burn on this device.
     pub device: Device,
     pub fused: bool,
@@ -86,9 +88,14 @@ fn look(config: &TrainConfig, parameters: &Parameters, composer: &Composer<'_>, 
     sum(&gradients(&config.model, parameters, &shards, config.unit_weight, threads).scores)
 }
 
-fn write(run: &Run, config: &Config, network: &Network) -> Result<()> {
+fn write(run: &Run, config: &Config, network: &Network, resources: &Resources<'_>) -> Result<()> {
     let dir = run.dir().join("checkpoint");
-    checkpoint::save(&dir, config, network, Precision::F32).with_context(|| format!("while writing the checkpoint {}", dir.display()))
+    let failed = || format!("while writing the checkpoint {}", dir.display());
+    checkpoint::save(&dir, config, network, Precision::F32).with_context(failed)?;
+    match resources.from {
+        Some(from) if resources.keep > 0.0 => checkpoint::average(&dir, from, resources.keep).with_context(failed),
+        _ => Ok(()),
+    }
 }
 
 /// Trains until `run`'s last step or deadline; the folder `checkpoint` of the run then holds the network.
@@ -108,7 +115,7 @@ pub fn train(config: &TrainConfig, resources: &Resources<'_>, mut run: Run) -> R
     let (mut network, mut optimizer, start) = run.resume(network, Optimizer::new(config.optimizer.clone()))?;
     let total = run.total();
     if start >= total {
-        write(&run, model, &network)?; // a kill may have come between the last state and its checkpoint
+        write(&run, model, &network, resources)?; // a kill may have come between the last state and its checkpoint
     }
     let begin = Instant::now();
     for step in start..total {
@@ -155,7 +162,7 @@ pub fn train(config: &TrainConfig, resources: &Resources<'_>, mut run: Run) -> R
         let values: Vec<(&str, f64)> = values.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         let stop = run.finish_step(step + 1, &values, &network, &optimizer)? == Next::Stop;
         if stop || (step + 1) % CHECKPOINT_EVERY == 0 {
-            write(&run, model, &network)?;
+            write(&run, model, &network, resources)?;
         }
         if stop {
             break;
