@@ -21,7 +21,7 @@ const LATE: f64 = 0.2;
 const STALL: f64 = 0.05;
 /// By how many percentage points live may be worse than file mode.
 const WORSE: f64 = 3.0;
-/// By how much memory may grow after the first ten minutes, in MB.
+/// By how much memory may grow after the first ten minutes, in MB, between turns.
 const GROWTH: f64 = 2.0;
 
 /// A sample question that can be understood by itself.
@@ -104,7 +104,7 @@ fn a_long_conversation() {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(20);
     let mut bench = Bench::new(Room { seed: 20, ..Room::default() });
     let mut tally = Tally::default();
-    let (started, mut early, mut reported) = (std::time::Instant::now(), None, 0);
+    let (started, mut quiet, mut early, mut reported) = (std::time::Instant::now(), None, None, 0);
     let mut next: Option<&Question> = None;
     // Questions that were answered, until their turns are settled: an interrupted one is when the next begins.
     let mut open: VecDeque<(&Question, bool)> = VecDeque::new();
@@ -171,17 +171,25 @@ fn a_long_conversation() {
         bench.states.clear();
         tally.endpoints.append(&mut bench.endpoints);
         let now = bench.conversation.device().now();
-        if early.is_none() && now >= 600.0 {
-            early = Some(memory());
+        if next.is_none() {
+            // A turn gives back what it took when it is over; in one that is under way there is more.
+            quiet = Some(memory());
+            early = early.or(quiet.filter(|_| now >= 600.0));
         }
         if now as u64 / 600 > reported {
             reported = now as u64 / 600;
+            let echo = bench.conversation.hearing().echo();
+            let late = tally.caught.iter().filter(|seconds| **seconds > LATE).count();
             println!(
-                "{:.0} min simulated in {:.0} s, {} questions, {:.1} MB",
+                "{:.0} min simulated in {:.0} s, {} questions, {late} of {} interruptions late, {} answers held, {:.1} MB, echo after {} ms, {:.1} dB of it gone",
                 now / 60.0,
                 started.elapsed().as_secs_f64(),
                 tally.asked,
-                memory()
+                tally.caught.len(),
+                tally.held,
+                quiet.unwrap_or_default(),
+                echo.loop_delay_ms(),
+                echo.enhancement_db()
             );
         }
     }
@@ -190,7 +198,7 @@ fn a_long_conversation() {
     let percent = |part: usize, whole: usize| 100.0 * part as f64 / whole.max(1) as f64;
     tally.caught.sort_by(f64::total_cmp);
     let caught = |share: f64| tally.caught.get((share * (tally.caught.len().max(1) - 1) as f64) as usize).copied().unwrap_or_default();
-    let grown = early.map(|early| memory() - early);
+    let grown = early.zip(quiet).map(|(early, quiet): (f64, f64)| quiet - early);
     println!(
         "{:.0} min at {speed:.1} times real time; {} questions, {} answered, {} turns, {} doors, {} answers held for nothing",
         simulated / 60.0,
