@@ -16,7 +16,7 @@ const CLOSE: f64 = 1e-5;
 /// side of a rounding, by 1/255 of its range. A tenth of what quantisation itself costs (0.02), so that it is noticed
 /// when an engine computes in another precision.
 const QUANTISED: f64 = 2e-3;
-/// The same for the states of a tokenizer: what has fallen on the other side is kept, and quantised again by every layer behind it. 0.008 here
+/// The same for the states of a tokenizer or decoder: what has fallen on the other side is kept, and quantised again by every layer behind it. 0.008 here
 /// after twelve steps, with the same units.
 const QUANTISED_STATES: f64 = 1e-2;
 
@@ -110,7 +110,7 @@ fn steps_agree_with_tract(engine: &dyn Engine) {
             }
         }
         let bound = match (entry.precision.as_str(), name) {
-            ("int8", StageName::Tokenizer) => QUANTISED_STATES,
+            ("int8", StageName::Tokenizer | StageName::Decoder) => QUANTISED_STATES,
             ("int8", _) => QUANTISED,
             _ => CLOSE,
         };

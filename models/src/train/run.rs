@@ -201,7 +201,7 @@ fn difference(before: &serde_json::Value, now: &serde_json::Value, path: &str) -
 mod tests {
     use super::super::{DeviceChoice, OptimizerConfig};
     use super::*;
-    use burn::nn::{Linear, LinearConfig};
+    use burn::nn::{Initializer, Linear, LinearConfig};
     use burn::tensor::{Device, Tensor};
 
     fn args(dir: &Path) -> CommonArgs {
@@ -211,8 +211,8 @@ mod tests {
     /// Trains to `until`, returning the losses; resumes what is in `dir`.
     fn train(dir: &Path, until: u64) -> Vec<f32> {
         let device = Device::flex().autodiff();
-        device.seed(3);
-        let model: Linear = LinearConfig::new(2, 1).init(&device);
+        // Not random: other tests draw from the same generator at the same time.
+        let model: Linear = LinearConfig::new(2, 1).with_initializer(Initializer::Constant { value: 0.4 }).init(&device);
         let mut run = Run::open(dir, &"linear", 9, &args(dir)).expect("opened");
         let (mut model, mut optimizer, start) = run.resume(model, Optimizer::new(OptimizerConfig::default())).expect("resumed");
         let mut losses = Vec::new();

@@ -21,12 +21,38 @@ fn next(agent: &mut Agent, question: &[u32]) -> Vec<u32> {
     agent.turn_of_units(question, &mut device, &mut |_: &Event| {}).expect("a turn").units
 }
 
+/// A question whose answer shows what is remembered of the turn before: which one does is a matter of the weights.
+fn telling(agent: &mut Agent) -> Vec<u32> {
+    agent.forget().expect("forgets");
+    let mut cut = answer(agent, "11-lights");
+    let whole = cut.clone();
+    agent.settle(&mut cut, Some(0.0)).expect("settles");
+    let names = [
+        "16-repeat",
+        "12-locks",
+        "14-refusals",
+        "17-smalltalk",
+        "23-thermostat",
+        "25-devices",
+        "27-thermostat",
+        "05-brightness",
+        "24-devices",
+        "03-arithmetic",
+    ];
+    let mut after = |turn: &Turn, question: &[u32]| {
+        agent.recall(std::slice::from_ref(turn)).expect("remembers");
+        next(agent, question)
+    };
+    let questions = names.map(|name| answer(&mut agent_with(&Tract, Settings::default()), name).question_units);
+    let telling = questions.into_iter().find(|question| after(&cut, question) != after(&whole, question));
+    telling.expect("no answer depends on the turn before: no test")
+}
+
 /// An answer that was cut is remembered to the last word of which half was heard: in the turn and in the language model.
 #[test]
 fn only_what_was_heard_is_remembered() {
     let mut agent = agent_with(&Tract, Settings::default());
-    let follow_up = answer(&mut agent, "16-repeat").question_units;
-    let mut differs = 0;
+    let follow_up = telling(&mut agent);
     for (word, heard_half) in [(0, false), (0, true), (2, false), (2, true)] {
         agent.forget().expect("forgets");
         let mut turn = answer(&mut agent, "11-lights");
@@ -44,10 +70,7 @@ fn only_what_was_heard_is_remembered() {
             other.recall(&[turn]).expect("remembers");
         }
         assert_eq!(memory, next(&mut other, &follow_up), "what it remembers is the turn's text: {expected:?}");
-        other.recall(&[whole]).expect("remembers");
-        differs += usize::from(memory != next(&mut other, &follow_up));
     }
-    assert!(differs > 0, "the follow-up does not depend on the turn before: no test");
     // Heard to its end.
     agent.forget().expect("forgets");
     let mut turn = answer(&mut agent, "11-lights");
