@@ -20,6 +20,20 @@ use crate::args::Cli;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// From now on memory goes back to the system as soon as it is free, not a while later: the tensors of a language model come one after the
+/// other, and each would be beside those before it. For networks with small tensors that costs a quarter of the time, and spares nothing.
+fn give_memory_back_at_once() {
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15; // `mi_option_purge_delay` of mimalloc.h, which the crate leaves out
+    // SAFETY: it sets a number that is read atomically.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 0) }
+    // ONNX Runtime has the C library's allocator.
+    // SAFETY: it sets a number, and no other thread is there yet.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 20);
+    }
+}
+
 /// Prints; a reader that has gone away (`| head`) has seen enough.
 fn say(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
@@ -88,6 +102,7 @@ fn write(cli: &Cli, output: &Path) -> Result<(Bundle, String)> {
             force: cli.force,
         })?
     } else if let Some(qwen) = &cli.qwen {
+        give_memory_back_at_once();
         let imported: Vec<&Path> = std::iter::once(qwen).chain(&cli.speech).map(PathBuf::as_path).collect();
         trunk::export(&trunk::Options {
             qwen: qwen.clone(),

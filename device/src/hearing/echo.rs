@@ -21,6 +21,9 @@ const LATE: usize = FRAME - FRAME / BLOCK * BLOCK;
 /// understood of what is said into an answer; 40 learn the room too slowly.
 const LENGTH: usize = 25;
 
+/// Of the last 250 blocks with sound in them, a second, so many must agree on another delay than the one that was found.
+const AGREE: i32 = 120;
+
 /// The echo canceller of one microphone and one speaker.
 pub struct Echo {
     processor: BlockProcessor,
@@ -49,6 +52,10 @@ impl Echo {
         let mut config = EchoCanceller3Config::default();
         config.filter.main.length_blocks = LENGTH;
         config.filter.shadow.length_blocks = LENGTH;
+        // The speaker's port keeps the delay as it is; the canceller, as it comes, takes another one for true some twenty times an hour, and
+        // begins anew with an empty filter each time: for an early reflection that is none, or for a vowel that is like itself a little later.
+        config.delay.detect_pre_echo = false;
+        config.delay.delay_selection_thresholds.converged = AGREE;
         Self {
             processor: BlockProcessor::new(config, SAMPLE_RATE as i32, 1, 1),
             render: Block::new(1, 1),

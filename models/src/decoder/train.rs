@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ use super::loss::{SpectralLoss, SpectralTerms};
 use super::network::Decoder;
 use super::synthesis::Synthesis;
 use crate::train::checkpoint::{self, Precision};
-use crate::train::{CommonArgs, Next, Optimizer, OptimizerConfig, Run, step_rng};
+use crate::train::{CommonArgs, Next, Optimizer, OptimizerConfig, Run, average, step_rng};
 
 /// Every number of a training run; kept as the run folder's `config.json`.
 #[derive(Clone, Debug, Serialize)]
@@ -59,37 +59,7 @@ impl Pair {
 
     /// `average = decay * average + (1 - decay) * network`.
     fn update_average(self, decay: f64) -> Self {
-        let mut weights = Weights(Vec::new());
-        self.network.visit(&mut weights);
-        weights.0.reverse();
-        let average = self.average.map(&mut Blend { weights: weights.0, decay });
-        Pair { network: self.network, average }
-    }
-}
-
-struct Weights(Vec<Tensor<1>>);
-
-impl ModuleVisitor for Weights {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.0.push(param.val().inner().flatten(0, D - 1));
-    }
-}
-
-struct Blend {
-    /// In the order of the visit, last first.
-    weights: Vec<Tensor<1>>,
-    decay: f64,
-}
-
-impl ModuleMapper for Blend {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let new = self.weights.pop().expect("both networks have the same parameters in the same order");
-        let decay = self.decay;
-        param.map(|old| {
-            let shape = old.dims();
-            let new = new.reshape(shape);
-            Tensor::from_inner(old.inner().mul_scalar(decay) + new.mul_scalar(1.0 - decay))
-        })
+        Pair { average: average(self.average, &self.network, decay), network: self.network }
     }
 }
 

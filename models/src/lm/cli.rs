@@ -32,7 +32,7 @@ pub struct Args {
     from: Option<PathBuf>,
     /// Of the weights that it begins with, the share that stays in the checkpoint, an average with those that were learnt: less is forgotten
     #[arg(long, value_name = "SHARE", requires = "from", default_value_t = 0.0, value_parser = share)]
-    keep: f32,
+    keep: f64,
     /// Steps of the whole run; a run may be resumed with another number (the learning rate follows it)
     #[arg(long, default_value_t = 20_000, value_name = "N")]
     steps: u64,
@@ -101,7 +101,7 @@ pub struct Args {
     json: bool,
 }
 
-fn share(text: &str) -> Result<f32, String> {
+fn share(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "a number from 0 to 1".to_owned())
 }
 
@@ -171,8 +171,7 @@ pub fn run(args: Args) -> Result<()> {
         grammar: &grammar,
         train: &material,
         dev: &dev,
-        from: args.from.as_deref(),
-        keep: args.keep,
+        from: args.from.as_deref().map(|from| (from, args.keep)),
         device: args.device.device()?,
         fused: args.device == DeviceChoice::Cpu && !config.model.attention_bias,
         threads: args.threads,

@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::Device;
 
 use crate::corpus::{Grammar, Turn, Vocabulary};
-use crate::train::{CommonArgs, DeviceChoice, Run};
+use crate::train::{CommonArgs, DeviceChoice, Run, average, checkpoint};
 
 use super::config::{Config, HeadConfig};
 use super::data::{Material, MixConfig, Question};
@@ -87,7 +87,7 @@ fn run(dir: &Path, config: &TrainConfig, vocabulary: &Vocabulary, material: &Mat
 /// A run's folder, the weights that it begins with, and its threads.
 struct Where<'a> {
     dir: &'a Path,
-    from: Option<&'a Path>,
+    from: Option<(&'a Path, f64)>,
     threads: usize,
 }
 
@@ -102,7 +102,6 @@ fn run_on(place: &Where<'_>, config: &TrainConfig, vocabulary: &Vocabulary, mate
         train: material,
         dev: &dev,
         from: place.from,
-        keep: 0.0,
         device: Device::flex(),
         fused: true,
         threads: place.threads,
@@ -168,15 +167,25 @@ fn the_same_seed_gives_the_same_losses_and_a_resumed_run_goes_on_exactly() {
 }
 
 #[test]
-fn a_run_may_begin_where_another_ended() {
+fn a_run_may_begin_where_another_ended_and_keep_some_of_it() {
     let (vocabulary, material) = (vocabulary(), material());
     let config = config(&vocabulary);
     let dirs = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
     run(dirs[0].path(), &config, &vocabulary, &material, 60, false);
-    let place = Where { dir: dirs[1].path(), from: Some(&dirs[0].path().join("checkpoint")), threads: 1 };
-    run_on(&place, &TrainConfig { seed: 4, ..config }, &vocabulary, &material, 2, false);
+    let from = dirs[0].path().join("checkpoint");
+    let place = Where { dir: dirs[1].path(), from: Some((&from, 0.25)), threads: 1 };
+    let config = TrainConfig { seed: 4, ..config };
+    let learnt = run_on(&place, &config, &vocabulary, &material, 2, false);
     let (first, then) = (losses(dirs[0].path()), losses(dirs[1].path()));
     assert!(then[0] < 0.5 * first[0], "{} at first, {} at the end, then {then:?}", first[0], first[59]);
+    let weights = |dir: &Path| {
+        let network = checkpoint::load_weights(dir, Network::seeded(&config.model, 9, &Device::flex())).expect("loaded");
+        Parameters::of(&network, &config.model)
+    };
+    let expected = average(checkpoint::load_weights(&from, learnt.clone()).expect("loaded"), &learnt, 0.25);
+    let expected = Parameters::of(&expected, &config.model);
+    let written = weights(&dirs[1].path().join("checkpoint"));
+    assert!(written == expected && written != weights(&from) && written != Parameters::of(&learnt, &config.model));
 }
 
 #[test]
@@ -318,7 +327,6 @@ fn rehearsal() {
         train: &material,
         dev: &dev,
         from: None,
-        keep: 0.0,
         device: Device::flex(),
         fused: true,
         threads: number("THREADS", 1) as usize,

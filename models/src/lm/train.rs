@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::corpus::{Grammar, Vocabulary};
 use crate::train::checkpoint::{self, Precision};
-use crate::train::{Next, Optimizer, OptimizerConfig, Run};
+use crate::train::{Next, Optimizer, OptimizerConfig, Run, average};
 
 use super::config::Config;
 use super::data::{Material, MixConfig, Sampler};
@@ -47,10 +47,8 @@ pub struct Resources<'a> {
     pub grammar: &'a Grammar,
     pub train: &'a Material,
     pub dev: &'a Material,
-    /// Checkpoint whose weights a new run begins with, in place of random ones.
-    pub from: Option<&'a Path>,
-    /// The share of these that stays in the checkpoint: an average with what was learnt.
-    pub keep: f32,
+    /// Checkpoint whose weights a new run begins with, in place of random ones, and the share of these that stays in what the run writes.
+    pub from: Option<(&'a Path, f64)>,
     /// Where Burn keeps the weights; gradients come from [`super::fused`] if `fused`, else from Burn on this device.
     pub device: Device,
     pub fused: bool,
@@ -88,14 +86,12 @@ fn look(config: &TrainConfig, parameters: &Parameters, composer: &Composer<'_>, 
     sum(&gradients(&config.model, parameters, &shards, config.unit_weight, threads).scores)
 }
 
-fn write(run: &Run, config: &Config, network: &Network, resources: &Resources<'_>) -> Result<()> {
+/// Writes what was learnt, with its share of the weights that the run began with.
+fn write(run: &Run, config: &Config, network: &Network, kept: Option<&(Network, f64)>) -> Result<()> {
     let dir = run.dir().join("checkpoint");
-    let failed = || format!("while writing the checkpoint {}", dir.display());
-    checkpoint::save(&dir, config, network, Precision::F32).with_context(failed)?;
-    match resources.from {
-        Some(from) if resources.keep > 0.0 => checkpoint::average(&dir, from, resources.keep).with_context(failed),
-        _ => Ok(()),
-    }
+    let mixed = kept.map(|(before, share)| average(before.clone(), network, *share));
+    let written = checkpoint::save(&dir, config, mixed.as_ref().unwrap_or(network), Precision::F32);
+    written.with_context(|| format!("while writing the checkpoint {}", dir.display()))
 }
 
 /// Trains until `run`'s last step or deadline; the folder `checkpoint` of the run then holds the network.
@@ -109,13 +105,15 @@ pub fn train(config: &TrainConfig, resources: &Resources<'_>, mut run: Run) -> R
     let mut sampler = Sampler::new(model, &config.mix, composer.clone(), resources.train, resources.grammar, config.seed, config.batch)?;
     let device = resources.device.clone().autodiff();
     let mut network = Network::seeded(model, config.seed, &device);
-    if let Some(dir) = resources.from {
+    let mut kept = None;
+    if let Some((dir, share)) = resources.from {
         network = checkpoint::load_weights(dir, network)?;
+        kept = (share > 0.0).then(|| (network.clone(), share));
     }
     let (mut network, mut optimizer, start) = run.resume(network, Optimizer::new(config.optimizer.clone()))?;
     let total = run.total();
     if start >= total {
-        write(&run, model, &network, resources)?; // a kill may have come between the last state and its checkpoint
+        write(&run, model, &network, kept.as_ref())?; // a kill may have come between the last state and its checkpoint
     }
     let begin = Instant::now();
     for step in start..total {
@@ -162,7 +160,7 @@ pub fn train(config: &TrainConfig, resources: &Resources<'_>, mut run: Run) -> R
         let values: Vec<(&str, f64)> = values.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         let stop = run.finish_step(step + 1, &values, &network, &optimizer)? == Next::Stop;
         if stop || (step + 1) % CHECKPOINT_EVERY == 0 {
-            write(&run, model, &network, resources)?;
+            write(&run, model, &network, kept.as_ref())?;
         }
         if stop {
             break;

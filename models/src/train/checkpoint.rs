@@ -6,8 +6,7 @@ use burn::module::Module;
 use burn::store::{BurnToPyTorchAdapter, FloatCastAdapter, ModuleSnapshot, PyTorchToBurnAdapter, SafetensorsStore};
 use burn::store::{ChainAdapter, SafetensorsStoreError};
 use burn::tensor::DType;
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Why a checkpoint could not be read or written.
@@ -73,40 +72,6 @@ fn same_tensors(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().all(|(name, tensor)| b.tensor(name).is_ok_and(|other| other == tensor))
 }
 
-/// Replaces the weights in `dir` by an average with those in `from`, which count `share` of it, tensor by tensor: what a fine-tuning adds
-/// stays, and little of what was there before is lost (WiSE-FT, Wortsman et al. 2022, equation 1).
-pub fn average(dir: &Path, from: &Path, share: f32) -> Result<(), CheckpointError> {
-    let (path, other) = (dir.join("model.safetensors"), from.join("model.safetensors"));
-    let read = |path: &PathBuf| std::fs::read(path).map_err(|source| CheckpointError::Io { what: "read", path: path.clone(), source });
-    let failed = |message: String| CheckpointError::Weights { path: other.clone(), message };
-    let (own, others) = (read(&path)?, read(&other)?);
-    let own = SafeTensors::deserialize(&own).map_err(|error| failed(error.to_string()))?;
-    let others = SafeTensors::deserialize(&others).map_err(|error| failed(error.to_string()))?;
-    let mut mixed = Vec::new();
-    for (name, tensor) in own.iter() {
-        let before = others.tensor(name).ok().filter(|before| before.shape() == tensor.shape());
-        let before = before.and_then(|before| floats(&before)).zip(floats(&tensor));
-        let (before, after) = before.ok_or_else(|| failed(format!("tensor `{name}` is missing, of another shape or no float")))?;
-        let bytes: Vec<u8> =
-            before.iter().zip(after).flat_map(|(before, after)| (share * before + (1.0 - share) * after).to_le_bytes()).collect();
-        mixed.push((name.to_owned(), tensor.shape().to_vec(), bytes));
-    }
-    let views = mixed.iter().map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)));
-    let views = views.collect::<Result<Vec<_>, safetensors::SafeTensorError>>().map_err(|error| failed(error.to_string()))?;
-    let bytes = safetensors::serialize(views, None).map_err(|error| failed(error.to_string()))?;
-    write_atomically(&path, &bytes)
-}
-
-/// The values of a tensor of f32 or f16.
-fn floats(tensor: &TensorView<'_>) -> Option<Vec<f32>> {
-    let bytes = tensor.data();
-    Some(match tensor.dtype() {
-        Dtype::F32 => bytes.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect(),
-        Dtype::F16 => bytes.chunks_exact(2).map(|x| half::f16::from_le_bytes([x[0], x[1]]).to_f32()).collect(),
-        _ => return None,
-    })
-}
-
 /// Reads `dir/config.json`.
 pub fn load_config<C: DeserializeOwned>(dir: &Path) -> Result<C, CheckpointError> {
     let path = dir.join("config.json");
@@ -165,23 +130,6 @@ mod tests {
             let error = (output - expected.clone()).abs().max().into_scalar::<f32>();
             assert!(error <= tolerance, "{precision:?}: {error}");
         }
-    }
-
-    #[test]
-    fn weights_are_averaged_in_either_precision() {
-        let (device, dirs) = (Device::flex(), [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder")));
-        let models = [net(&device), net(&device)];
-        save(dirs[0].path(), &"net", &models[0], Precision::F32).expect("saved");
-        save(dirs[1].path(), &"net", &models[1], Precision::F16).expect("saved");
-        average(dirs[0].path(), dirs[1].path(), 0.25).expect("averaged");
-        let mixed = load_weights(dirs[0].path(), net(&device)).expect("loaded");
-        let expected = models[0].linear.weight.val() * 0.75 + models[1].linear.weight.val() * 0.25;
-        let error = (mixed.linear.weight.val() - expected).abs().max().into_scalar::<f32>();
-        assert!(error < 1e-3, "{error}");
-        let other = LinearConfig::new(4, 6).init(&device);
-        save(dirs[1].path(), &"another", &other, Precision::F32).expect("saved");
-        let error = average(dirs[0].path(), dirs[1].path(), 0.25).expect_err("another network").to_string();
-        assert!(error.contains("`linear.") || error.contains("`norm."), "{error}");
     }
 
     #[test]

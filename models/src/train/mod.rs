@@ -7,11 +7,13 @@
 //! RUN/curve.svg        the losses as a picture, drawn again at each save
 //! ```
 
+mod average;
 pub mod checkpoint;
 mod curve;
 mod optimizer;
 mod run;
 
+pub use average::average;
 pub use optimizer::{Optimizer, OptimizerConfig};
 pub use run::{Next, Run};
 

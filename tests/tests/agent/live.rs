@@ -231,7 +231,7 @@ fn a_conversation_in_a_room_that_echoes() {
     let expected: Vec<String> = QUESTIONS.iter().map(|name| in_file_mode(&mut reference, name)).collect();
     let mut bench = Bench::new(Room { seed: 3, ..Room::default() });
     let started = std::time::Instant::now();
-    let (mut caught, mut lost) = (Vec::new(), Vec::new());
+    let (mut caught, mut lost, mut delays) = (Vec::new(), Vec::new(), Vec::new());
     let mut interrupted = false;
     for (i, name) in QUESTIONS.iter().enumerate() {
         if !interrupted {
@@ -255,7 +255,10 @@ fn a_conversation_in_a_room_that_echoes() {
             bench.until(State::Idle, 20.0);
             bench.run(1.5);
         }
+        delays.push(bench.conversation.hearing().echo().loop_delay_ms());
     }
+    // The canceller begins anew with another delay: what it takes for one must not come and go.
+    assert!(delays[0] > 0 && delays.iter().all(|delay| *delay == delays[0]), "the delay is what it was: {delays:?} ms");
     bench.run(10.0);
     let simulated = bench.conversation.device().now();
     let speed = simulated / started.elapsed().as_secs_f64();
