@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Error, Result};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgGroup, Parser};
 use sa_device::bundle::StageName;
 use sa_device::engine::EngineName;
@@ -103,7 +104,7 @@ pub struct Cli {
     #[arg(long, value_name = "tract|ort", default_value = "tract", value_parser = engine, conflicts_with_all = NOT_EXPORTING)]
     pub engine: EngineName,
     /// The library of ONNX Runtime or its folder; else ORT_DYLIB_PATH and the usual places are looked at
-    #[arg(long, value_name = "FILE", env = "SA_ORT_LIBRARY")]
+    #[arg(long, value_name = "FILE", env = "SA_ORT_LIBRARY", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub ort_library: Option<PathBuf>,
     /// Write the bundle even where a named form misses its budget
     #[arg(long)]

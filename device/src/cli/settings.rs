@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use sa_device::audio::live::Wish as AudioWish;
 use sa_device::bundle::Bundle;
 use sa_device::conversation::LiveSettings;
@@ -28,7 +29,7 @@ pub struct Common {
     pub device: Option<Device>,
     /// The library of ONNX Runtime (libonnxruntime.so, 1.17 or later) or its folder; else ORT_DYLIB_PATH and the usual
     /// places are looked at.
-    #[arg(long, value_name = "FILE", env = "SA_ORT_LIBRARY")]
+    #[arg(long, value_name = "FILE", env = "SA_ORT_LIBRARY", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub ort_library: Option<PathBuf>,
     /// With 2 or more, the decoder speaks on a thread of its own.
     #[arg(long, value_name = "N", env = "SA_THREADS", value_parser = clap::value_parser!(u32).range(1..=64))]

@@ -24,16 +24,22 @@ mod on_ort {
 
     /// All questions, each by itself.
     fn ask(flags: &[&str], device: &str) -> Result<Outcome> {
-        let folder = tempfile::tempdir()?;
+        let [folder, home] = [tempfile::tempdir()?, tempfile::tempdir()?];
         let mut talk =
             Talk::new().output_dir(folder.path()).environment("SA_ORT_LIBRARY", &library()?).environment("SA_DEVICE", device.as_ref());
+        for name in ["HOME", "TMPDIR", "XDG_CACHE_HOME"] {
+            talk = talk.environment(name, home.path());
+        }
         for flag in flags {
             talk = talk.flag(flag);
         }
         for sample in questions()? {
             talk = talk.input(&sample.wav);
         }
-        talk.flag("--fresh").run()?.succeeded()
+        let outcome = talk.flag("--fresh").run()?.succeeded()?;
+        let left = std::fs::read_dir(home.path())?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        ensure!(left.is_empty(), "the library keeps an account of its use: {left:?}");
+        Ok(outcome)
     }
 
     #[test]

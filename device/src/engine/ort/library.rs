@@ -29,6 +29,8 @@ static LOADED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
 /// [`EngineError::Library`], with what was tried and what to do.
 pub fn load(wished: Option<&Path>) -> Result<(PathBuf, Environment), EngineError> {
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    // An empty variable of the environment is none.
+    let wished = wished.filter(|wished| !wished.as_os_str().is_empty());
     let named = wished.map(Path::to_owned).or_else(|| std::env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()).map(PathBuf::from));
     if let Some((path, environment)) = &*loaded {
         // One a process: a second wish is met only if it is for the same.
@@ -66,6 +68,9 @@ fn search(places: &[PathBuf]) -> Result<(PathBuf, Environment), EngineError> {
 fn open(named: &Path) -> Result<(PathBuf, Environment), EngineError> {
     let path = resolve(named)?;
     check_header(&path)?;
+    // From 1.31 on the library keeps an account of its use in the user's cache and a file in TMPDIR, which `with_telemetry` does not prevent.
+    // SAFETY: engines are opened before there are threads of C code that read the environment, and Rust's own readers wait.
+    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
     let builder = ::ort::init_from(&path).map_err(|e| match e {
         LoadDynamicError::BadVersion { version_str, .. } => {
             error(format!("{} is version {version_str}, which is too old: {ADVICE}", path.display()))
