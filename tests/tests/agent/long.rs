@@ -143,6 +143,7 @@ fn a_long_conversation() {
                     tally.caught.push(seconds);
                     next = Some(other);
                 } else {
+                    println!("  {} was not noticed, {wait:.2} s into an answer, at {:.1} s", other.name, bench.conversation.device().now());
                     tally.missed.push(other.name.clone());
                 }
             }
