@@ -16,8 +16,8 @@ const CLOSE: f64 = 1e-5;
 /// side of a rounding, by 1/255 of its range. A tenth of what quantisation itself costs (0.02), so that it is noticed
 /// when an engine computes in another precision.
 const QUANTISED: f64 = 2e-3;
-/// The same for what layers upon layers keep: what has fallen on the other side is quantised again by every layer behind it. After twelve steps
-/// 0.008 in a tokenizer's states, with the same units, and 0.007 in a decoder's phases.
+/// The same for what layers upon layers keep: what has fallen on the other side is quantised again by every layer behind it. In twelve steps
+/// 0.008 in a tokenizer's states from the third on, with the same units, and 0.007 in a decoder's phases in the last, 1e-7 in the eleven before.
 const QUANTISED_STATES: f64 = 1e-2;
 
 /// A graph of one input `x` and one output `y`.
@@ -109,12 +109,15 @@ fn steps_agree_with_tract(engine: &dyn Engine) {
                 session.f32_input(input).expect("f32").copy_from_slice(values);
             }
         }
-        let bound = match (entry.precision.as_str(), name) {
-            ("int8", StageName::Tokenizer | StageName::Decoder) => QUANTISED_STATES,
-            ("int8", _) => QUANTISED,
-            _ => CLOSE,
+        // What a step may show, and what most of them may: a tokenizer keeps what fell on the other side for as long as it looks back, a
+        // decoder for a few frames.
+        let (bound, usual) = match (entry.precision.as_str(), name) {
+            ("int8", StageName::Tokenizer) => (QUANTISED_STATES, QUANTISED_STATES),
+            ("int8", StageName::Decoder) => (QUANTISED_STATES, QUANTISED),
+            ("int8", _) => (QUANTISED, QUANTISED),
+            _ => (CLOSE, CLOSE),
         };
-        let (mut same, mut all, mut worst) = (0, 0, 0.0f64);
+        let (mut same, mut all, mut worst) = (0, 0, [0.0f64; STEPS]);
         for step in 0..STEPS {
             let (expected, found) = (advance(&mut *one, step), advance(&mut *two, step));
             for (output, values) in expected {
@@ -122,7 +125,7 @@ fn steps_agree_with_tract(engine: &dyn Engine) {
                 match (values, other) {
                     (Values::F32(expected), Some(Values::F32(found))) => {
                         let error = relative(found, &expected);
-                        worst = worst.max(error);
+                        worst[step] = worst[step].max(error);
                         assert!(error <= bound, "{} {name} {output}, step {step}: error {error:e}", bundle.manifest().name);
                     }
                     (Values::I64(expected), Some(Values::I64(found))) => {
@@ -133,7 +136,13 @@ fn steps_agree_with_tract(engine: &dyn Engine) {
                 }
             }
         }
-        println!("{} {name}: error {worst:.1e} after {STEPS} steps, {same} of {all} units the same", bundle.manifest().name);
+        worst.sort_by(f64::total_cmp);
+        let (median, most) = (worst[STEPS / 2], worst[STEPS - 1]);
+        println!(
+            "{} {name}: error {median:.1e}, at most {most:.1e} in {STEPS} steps, {same} of {all} units the same",
+            bundle.manifest().name
+        );
+        assert!(median <= usual, "{} {name}: error {median:e} in the median of the steps", bundle.manifest().name);
         assert!(same * 100 >= all * 98, "{name}: {same} of {all} units are the same");
     });
 }

@@ -46,18 +46,25 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::train::checkpoint::{self, Precision};
 
     #[test]
-    fn every_parameter_is_averaged() {
+    fn every_parameter_is_averaged_in_either_precision() {
         let device = Device::flex().autodiff();
-        let [before, after] = [(); 2].map(|()| LinearConfig::new(4, 6).init(&device));
-        let mixed = average(before.clone(), &after, 0.25);
-        let differs = |mixed: Tensor<1>, before: Tensor<1>, after: Tensor<1>| {
-            (mixed - (before * 0.25 + after * 0.75)).abs().max().into_scalar::<f32>() > 1e-6
-        };
-        let weight = |linear: &Linear| linear.weight.val().flatten(0, 1);
-        assert!(!differs(weight(&mixed), weight(&before), weight(&after)));
-        let bias = |linear: &Linear| linear.bias.as_ref().expect("it has one").val();
-        assert!(!differs(bias(&mixed), bias(&before), bias(&after)));
+        let fresh = || LinearConfig::new(4, 6).init(&device);
+        let (before, after): (Linear, Linear) = (fresh(), fresh());
+        for (precision, tolerance) in [(Precision::F32, 1e-6), (Precision::F16, 1e-3)] {
+            let dir = tempfile::tempdir().expect("a temporary folder");
+            checkpoint::save(dir.path(), &"net", &before, precision).expect("saved");
+            let read: Linear = checkpoint::load_weights(dir.path(), fresh()).expect("loaded");
+            let mixed = average(read, &after, 0.25);
+            let error = |mixed: Tensor<1>, before: Tensor<1>, after: Tensor<1>| {
+                (mixed - (before * 0.25 + after * 0.75)).abs().max().into_scalar::<f32>()
+            };
+            let weight = |linear: &Linear| linear.weight.val().flatten(0, 1);
+            let bias = |linear: &Linear| linear.bias.as_ref().expect("it has one").val();
+            let errors = [error(weight(&mixed), weight(&before), weight(&after)), error(bias(&mixed), bias(&before), bias(&after))];
+            assert!(errors.iter().all(|error| *error < tolerance), "{precision:?}: {errors:?}");
+        }
     }
 }

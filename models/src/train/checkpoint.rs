@@ -84,7 +84,9 @@ pub fn load_weights<M: Module>(dir: &Path, mut model: M) -> Result<M, Checkpoint
     let path = dir.join("model.safetensors");
     let failed = |message: String| CheckpointError::Weights { path: path.clone(), message };
     let bytes = std::fs::read(&path).map_err(|source| CheckpointError::Io { what: "read", path: path.clone(), source })?;
+    // What is missing is told below, in a line.
     let mut store = SafetensorsStore::from_bytes(Some(bytes))
+        .allow_partial(true)
         .with_from_adapter(ChainAdapter::new(FloatCastAdapter::to(DType::F32), PyTorchToBurnAdapter));
     let result = model.load_from(&mut store).map_err(|error| failed(error.to_string()))?;
     if let Some((name, container)) = result.missing.first() {
@@ -130,6 +132,15 @@ mod tests {
             let error = (output - expected.clone()).abs().max().into_scalar::<f32>();
             assert!(error <= tolerance, "{precision:?}: {error}");
         }
+    }
+
+    #[test]
+    fn what_another_network_lacks_is_named() {
+        let (device, dir) = (Device::flex(), tempfile::tempdir().expect("a temporary folder"));
+        let other: Linear = LinearConfig::new(4, 6).init(&device);
+        save(dir.path(), &"another", &other, Precision::F32).expect("saved");
+        let error = load_weights(dir.path(), net(&device)).expect_err("another network").to_string();
+        assert!(error.contains("`linear.") || error.contains("`norm."), "{error}");
     }
 
     #[test]

@@ -39,12 +39,14 @@ fn telling(agent: &mut Agent) -> Vec<u32> {
         "24-devices",
         "03-arithmetic",
     ];
-    let mut after = |turn: &Turn, question: &[u32]| {
-        agent.recall(std::slice::from_ref(turn)).expect("remembers");
-        next(agent, question)
-    };
-    let questions = names.map(|name| answer(&mut agent_with(&Tract, Settings::default()), name).question_units);
-    let telling = questions.into_iter().find(|question| after(&cut, question) != after(&whole, question));
+    let telling = names.into_iter().find_map(|name| {
+        let question = answer(agent, name).question_units;
+        let mut after = |turn: &Turn| {
+            agent.recall(std::slice::from_ref(turn)).expect("remembers");
+            next(agent, &question)
+        };
+        (after(&cut) != after(&whole)).then_some(question)
+    });
     telling.expect("no answer depends on the turn before: no test")
 }
 
