@@ -28,7 +28,7 @@ pub use settings::LiveSettings;
 
 use crate::audio::AudioError;
 use crate::audio::live::{Counts, Duplex, FRAME, Frame};
-use crate::hearing::{Change, Hearing};
+use crate::hearing::{Change, Echo, Hearing};
 use crate::pipeline::Event;
 use crate::tools::Volume;
 use crate::turns::{Action, Input, State, Time, Timeouts, Turns};
@@ -308,7 +308,14 @@ impl<D: Duplex> Conversation<D> {
                 self.drop_question();
                 self.mind.order(Order::Abandon);
             }
-            Action::Pause => self.playback.hold(),
+            Action::Pause => {
+                let taken_back = self.device.take_back(Echo::can_take_back());
+                self.hearing.take_back(taken_back);
+                self.playback.hold(taken_back);
+                if !self.playback.over() {
+                    self.ending = None;
+                }
+            }
             Action::Resume => self.playback.resume(),
             Action::Cut => {
                 let heard = self.playback.heard(self.device.latency());

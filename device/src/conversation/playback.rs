@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crate::audio::SAMPLE_RATE;
 use crate::audio::live::{FRAME, Frame};
+use crate::hearing::Echo;
 
 /// Samples over which the sound fades where it is held, and where it comes back.
 const FADE: usize = 80;
@@ -33,6 +34,9 @@ pub struct Gaps {
 #[derive(Debug, Default)]
 pub struct Playback {
     waiting: VecDeque<f32>,
+    /// What was given out last: as much as can be taken back.
+    recent: VecDeque<f32>,
+    begun: bool,
     /// Samples given out, and samples of silence given out since.
     given: usize,
     silent: usize,
@@ -71,9 +75,25 @@ impl Playback {
         self.complete = true;
     }
 
-    /// Holds the answer where it is.
-    pub fn hold(&mut self) {
+    /// Holds the answer where it is; the last `taken_back` samples that were given out, of sound and silence, are not heard.
+    pub fn hold(&mut self, taken_back: usize) {
         self.held = true;
+        let back = taken_back.saturating_sub(self.silent).min(self.recent.len());
+        if back == 0 {
+            return;
+        }
+        for sample in self.recent.drain(self.recent.len() - back..).rev() {
+            self.waiting.push_front(sample);
+        }
+        self.given -= back;
+        self.silent += back;
+        // The device has faded it out.
+        (self.was_held, self.over) = (true, false);
+    }
+
+    /// Has all of it been given out?
+    pub fn over(&self) -> bool {
+        self.over
     }
 
     /// Goes on where it was held.
@@ -97,10 +117,15 @@ impl Playback {
             self.silent += FRAME;
             return Played::Nothing;
         }
-        let first = self.given == 0 && !self.waiting.is_empty();
+        let first = !self.begun && !self.waiting.is_empty();
+        self.begun |= first;
         let count = if fade_out { FADE } else { FRAME }.min(self.waiting.len());
         for (slot, sample) in frame.iter_mut().zip(self.waiting.drain(..count)) {
             *slot = sample;
+            if self.recent.len() == Echo::can_take_back() {
+                self.recent.pop_front();
+            }
+            self.recent.push_back(sample);
         }
         if fade_out {
             frame[..FADE].iter_mut().enumerate().for_each(|(i, x)| *x *= 1.0 - i as f32 / FADE as f32);
@@ -135,7 +160,7 @@ mod tests {
         playback.push(&vec![0.5; 500]);
         playback.complete();
         assert_eq!(playback.frame(&mut frame), Played::First);
-        playback.hold();
+        playback.hold(0);
         assert_eq!(playback.frame(&mut frame), Played::More, "it fades");
         assert!(frame[0] == 0.5 && frame[79] < 0.01 && frame[80] == 0.0);
         for _ in 0..10 {
@@ -154,6 +179,36 @@ mod tests {
         assert_eq!(playback.gaps(), Gaps::default());
     }
 
+    /// The end of an answer is taken back when it is held: it is said when the answer goes on, and only then it is over.
+    #[test]
+    fn what_is_taken_back_is_said_again() {
+        let mut playback = Playback::default();
+        let mut frame = [0.0; FRAME];
+        let sound: Vec<f32> = (1..=500).map(|i| i as f32 / 500.0).collect();
+        playback.push(&sound);
+        playback.complete();
+        for expected in [Played::First, Played::More, Played::More, Played::Last, Played::Nothing] {
+            assert_eq!(playback.frame(&mut frame), expected);
+        }
+        assert!(playback.over());
+        // 140 samples of silence stand behind the sound, and a frame of it.
+        playback.hold(320);
+        assert!(!playback.over() && (playback.heard(0.0) - 480.0 / 16_000.0).abs() < 1e-9);
+        assert_eq!(playback.frame(&mut frame), Played::Nothing, "the device fades");
+        playback.hold(320);
+        assert!((playback.heard(0.0) - 480.0 / 16_000.0).abs() < 1e-9, "there is nothing more to take back");
+        playback.resume();
+        assert_eq!(playback.frame(&mut frame), Played::Last);
+        assert!(frame[0] == 0.0 && (frame[19] - 19.0 / 80.0).abs() < 1e-6 && frame[20] == 0.0, "it fades in");
+        let mut playback = Playback::default();
+        playback.push(&sound);
+        assert_eq!(playback.frame(&mut frame), Played::First);
+        playback.hold(FRAME);
+        playback.resume();
+        assert_eq!(playback.frame(&mut frame), Played::More, "it has begun only once");
+        assert!(frame[100] == sound[100]);
+    }
+
     #[test]
     fn gaps_are_what_lies_between_two_sounds() {
         let mut playback = Playback::default();
@@ -170,7 +225,7 @@ mod tests {
         playback.push(&[0.5; 2 * FRAME]);
         assert_eq!(playback.gaps(), Gaps { count: 1, frames: 30 });
         frames(&mut playback, 1);
-        playback.hold();
+        playback.hold(0);
         frames(&mut playback, 50);
         playback.resume();
         frames(&mut playback, 1);

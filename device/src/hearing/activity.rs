@@ -1,8 +1,8 @@
 //! Does somebody speak? Beginnings and ends of it, from frames that say yes or no.
 //!
 //! While the program is silent, `earshot` scores windows of 16 ms. While it speaks, a network that knows what was played does
-//! ([`super::Overlap`]); its scores are added up as evidence (Page 1954, "Continuous inspection schemes"): two windows that are sure begin
-//! a voice, and so do many that are not, a hiss say. What is taken for the user so may still be the program's own voice: so far it is a
+//! ([`super::Overlap`]) scores every frame of 10 ms; its scores are added up as evidence (Page 1954, "Continuous inspection schemes"): two frames that are
+//! sure begin a voice, and so do many that are not, a hiss say. What is taken for the user so may still be the program's own voice: so far it is a
 //! suspicion, which holds the answer. It is sure as soon as the voice goes on while the program is silent.
 
 use std::time::Duration;
@@ -29,18 +29,18 @@ pub struct ActivitySettings {
     pub end_windows: u32,
     /// Softer windows (dB below full scale) are never voice.
     pub floor_dbfs: f32,
-    /// How sure the network must be, 0 to 1, that the user speaks while the program does: three windows like this begin it.
+    /// How sure the network must be, 0 to 1, that the user speaks while the program does: five frames of 10 ms like this begin it.
     pub over_score: f32,
 }
 
 /// Windows of voice after the program has become silent that make a suspicion sure.
 const SURE: u32 = 6;
-/// Evidence that the user speaks over the program, in natural logarithms of odds: of a window at [`ActivitySettings::over_score`], the most
-/// of one window, and what begins a voice. Tried on the scores of 1,349 simulated interruptions and in rooms with other voices (`rooms`):
-/// fewer are noticed late, and fewer answers held for nothing, than by two windows in a row above a threshold.
+/// Evidence that the user speaks over the program, in natural logarithms of odds: of a frame at [`ActivitySettings::over_score`], the most of
+/// one frame, and what begins a voice. Tried on the scores of 2,152 simulated interruptions (`rooms`): as many answers are held for nothing as with windows of
+/// 16 ms, and a voice is noticed 7 ms sooner.
 const EVIDENCE: f32 = 2.67;
-const MOST_EVIDENCE: f32 = 4.0;
-const ENOUGH: f32 = 8.0;
+const MOST_EVIDENCE: f32 = 6.5;
+const ENOUGH: f32 = 12.8;
 
 impl Default for ActivitySettings {
     fn default() -> Self {
@@ -142,9 +142,10 @@ impl Activity {
         self.score
     }
 
-    /// Takes in samples at 16 kHz. Times count from the first sample ever.
+    /// Takes in the samples of a frame at 16 kHz. Times count from the first sample ever.
     pub fn step(&mut self, heard: Heard) -> Option<Change> {
         let mut change = None;
+        let begun = self.taken;
         for sample in heard.samples {
             self.window.push(sample.clamp(-1.0, 1.0));
             self.taken += 1;
@@ -152,7 +153,11 @@ impl Activity {
                 change = self.window(heard.own, heard.over).or(change);
             }
         }
-        change
+        if heard.own != Own::Speaks || self.speaking {
+            self.evidence = 0.0;
+            return change;
+        }
+        self.weigh(heard.over, begun).or(change)
     }
 
     fn window(&mut self, own: Own, over: f32) -> Option<Change> {
@@ -160,9 +165,8 @@ impl Activity {
         self.score = self.detector.predict_f32(&self.window);
         self.window.clear();
         if own == Own::Speaks && !self.speaking {
-            return self.weigh(over);
+            return None;
         }
-        self.evidence = 0.0;
         let voice = match own {
             Own::Silent => loud && self.score >= if self.speaking { self.settings.end_score } else { self.settings.begin_score },
             Own::Speaks => over >= self.settings.over_score,
@@ -172,17 +176,17 @@ impl Activity {
         self.follow(voice, own)
     }
 
-    /// A beginning while the program speaks, if there is enough evidence for it.
-    fn weigh(&mut self, over: f32) -> Option<Change> {
+    /// A beginning while the program speaks, if there is enough evidence for it with the frame that begins at sample `begun`.
+    fn weigh(&mut self, over: f32, begun: u64) -> Option<Change> {
         let logit = |p: f32| {
             let p = p.clamp(1e-4, 1.0 - 1e-4);
             (p / (1.0 - p)).ln()
         };
         if self.evidence == 0.0 {
-            self.streak_from = self.taken - WINDOW as u64;
+            self.streak_from = begun;
         }
-        let of_window = logit(over) - logit(self.settings.over_score) + EVIDENCE;
-        self.evidence = (self.evidence + of_window.min(MOST_EVIDENCE)).max(0.0);
+        let of_frame = logit(over) - logit(self.settings.over_score) + EVIDENCE;
+        self.evidence = (self.evidence + of_frame.min(MOST_EVIDENCE)).max(0.0);
         self.streak = 0;
         if self.evidence < ENOUGH {
             return None;
@@ -236,6 +240,7 @@ impl Activity {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audio::live::FRAME;
     use std::path::Path;
 
     /// The shipped questions, each between two seconds of faint noise: one voice each, found where it is.
@@ -278,12 +283,12 @@ mod tests {
         assert_eq!(checked, 6);
     }
 
-    /// While the program speaks: two windows that are sure begin a voice, and so do many that are not; one, or an even doubt, does not.
+    /// While the program speaks: two frames that are sure begin a voice, and so do many that are not; one, or an even doubt, does not.
     #[test]
     fn evidence_adds_up() {
         let begins = |scores: &[f32]| {
             let mut activity = Activity::new(ActivitySettings::default());
-            let silence = [0.0; WINDOW];
+            let silence = [0.0; FRAME];
             scores.iter().position(|over| {
                 let change = activity.step(Heard { samples: &silence, own: Own::Speaks, over: *over });
                 assert!(change.is_none_or(|change| matches!(change, Change::Suspected(_))));
@@ -291,8 +296,8 @@ mod tests {
             })
         };
         assert_eq!(begins(&[0.01, 1.0, 1.0, 1.0]), Some(2));
-        assert_eq!(begins(&[0.55; 9]), Some(2));
-        assert_eq!(begins(&[0.25; 9]), Some(5));
+        assert_eq!(begins(&[0.55; 9]), Some(4));
+        assert_eq!(begins(&[0.25; 19]), Some(9));
         assert_eq!(begins(&[0.02, 1.0, 0.02, 0.02, 0.02, 1.0, 0.02, 0.02]), None, "a click each");
         assert_eq!(begins(&[0.07; 1000]), None, "neither for nor against");
     }

@@ -24,6 +24,11 @@ const LENGTH: usize = 25;
 /// Of the last 250 blocks with sound in them, a second, so many must agree on another delay than the one that was found.
 const AGREE: i32 = 120;
 
+/// Samples by which the canceller learns late what was played: so many can still be taken back. No echo comes as soon as that: what is played
+/// waits in the speaker's ring for longer.
+const REFERENCE_LATE: usize = 2 * FRAME;
+const LATE_MS: i32 = (REFERENCE_LATE * 1000 / SAMPLE_RATE as usize) as i32;
+
 /// The echo canceller of one microphone and one speaker.
 pub struct Echo {
     processor: BlockProcessor,
@@ -56,12 +61,14 @@ impl Echo {
         // begins anew with an empty filter each time: for an early reflection that is none, or for a vowel that is like itself a little later.
         config.delay.detect_pre_echo = false;
         config.delay.delay_selection_thresholds.converged = AGREE;
+        let mut reference = Vec::with_capacity(REFERENCE_LATE + FRAME + BLOCK);
+        reference.resize(REFERENCE_LATE, 0.0);
         Self {
             processor: BlockProcessor::new(config, SAMPLE_RATE as i32, 1, 1),
             render: Block::new(1, 1),
             capture: Block::new(1, 1),
             linear: Block::new(1, 1),
-            reference: Vec::with_capacity(FRAME + BLOCK),
+            reference,
             microphone: Vec::with_capacity(FRAME + BLOCK),
             clean: vec![0.0; LATE],
             open: vec![0.0; LATE],
@@ -101,6 +108,17 @@ impl Echo {
         }
     }
 
+    /// Samples of what was played that can be taken back.
+    pub const fn can_take_back() -> usize {
+        REFERENCE_LATE
+    }
+
+    /// The last `count` samples that were played are not heard.
+    pub fn take_back(&mut self, count: usize) {
+        let from = self.reference.len().saturating_sub(count.min(REFERENCE_LATE));
+        self.reference[from..].fill(0.0);
+    }
+
     /// Samples by which the clean signal is late.
     pub const fn delay() -> usize {
         LATE
@@ -108,7 +126,10 @@ impl Echo {
 
     /// The measured delay from the program to the microphone in milliseconds; 0 while it is unknown.
     pub fn loop_delay_ms(&self) -> i32 {
-        self.processor.get_metrics().delay_ms
+        match self.processor.get_metrics().delay_ms {
+            0 => 0,
+            measured => measured + LATE_MS,
+        }
     }
 
     /// By how many dB the echo is made weaker, by the canceller's own estimate.

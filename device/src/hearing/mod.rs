@@ -74,6 +74,11 @@ impl Hearing {
         self.activity.step(Heard { samples, own, over })
     }
 
+    /// The last `count` samples that were played are not heard; see [`Echo::can_take_back`].
+    pub fn take_back(&mut self, count: usize) {
+        self.front.take_back(count);
+    }
+
     /// Is the program's own voice, or its echo, in the room?
     pub fn echoes(&self) -> bool {
         self.front.echoes()

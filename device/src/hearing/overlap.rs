@@ -76,6 +76,11 @@ impl Front {
         Signals { microphone: direct, open, clean, played: *played }
     }
 
+    /// The last `count` samples that were played are not heard; see [`Echo::can_take_back`].
+    pub fn take_back(&mut self, count: usize) {
+        self.echo.take_back(count);
+    }
+
     /// Is the program's own voice, or its echo, in the room?
     pub fn echoes(&self) -> bool {
         self.silent_for().is_some_and(|frames| frames < ECHO_TAIL)

@@ -30,8 +30,8 @@ const LOUD_SHARE: f32 = 0.05;
 const AFTER: usize = 120;
 /// Frames until an interruption that was not noticed is missed.
 const MISSED: usize = 100;
-/// Frames from noticing to a speaker that is silent, about: what the device has been given in advance, and the fade.
-const SILENCE: usize = 6;
+/// Frames from noticing to a speaker that is silent, about: what the device has been given in advance and cannot be taken back, and the fade.
+const SILENCE: usize = 4;
 
 #[derive(Parser)]
 struct Cli {

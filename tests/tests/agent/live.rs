@@ -53,7 +53,12 @@ pub fn agent_with(engine: &dyn Engine, settings: Settings) -> Agent {
 
 /// What file mode understands.
 pub fn in_file_mode(agent: &mut Agent, name: &str) -> String {
-    let mut device = WavDevice::new(vec![sample(name)], Vec::new(), Pace::Fast, 30.0).expect("a sample");
+    of_file(agent, sample(name))
+}
+
+/// What is understood of a file.
+pub fn of_file(agent: &mut Agent, path: PathBuf) -> String {
+    let mut device = WavDevice::new(vec![path], Vec::new(), Pace::Fast, 30.0).expect("a sample");
     let capture = device.capture().expect("readable").expect("one question");
     agent.turn(&capture, &mut device, &mut |_: &Event| {}).expect("a turn").transcript
 }

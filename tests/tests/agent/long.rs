@@ -7,13 +7,16 @@
 //! measured, and fails where a state got stuck, the agent answered itself, an interruption came late or memory grew.
 
 use std::collections::VecDeque;
+use std::path::Path;
 
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use sa_device::audio::WavSink;
 use sa_device::audio::live::{Duplex, Room};
+use sa_device::pipeline::Agent;
 use sa_device::turns::State;
 
-use super::live::{Bench, agent, in_file_mode, nano};
+use super::live::{Bench, agent, nano, of_file, voice};
 
 /// What interruption is late, in seconds.
 const LATE: f64 = 0.2;
@@ -24,15 +27,34 @@ const WORSE: f64 = 3.0;
 /// By how much memory may grow after the first ten minutes, in MB, between turns.
 const GROWTH: f64 = 2.0;
 
+/// The units are 40 ms long, and where the first of them begins is chance: a question that is understood by a hair is so from some beginnings
+/// only. File mode hears each from so many, as the conversation does.
+const BEGINNINGS: usize = 8;
+
 /// A sample question that can be understood by itself.
 struct Question {
     name: String,
     text: String,
-    in_file_mode: String,
+    /// From how many of the beginnings it is understood in file mode, 0 to 1.
+    in_file_mode: f64,
+}
+
+/// How often file mode understands `voice` as `text`.
+fn in_file_mode(agent: &mut Agent, folder: &Path, voice: &[f32], text: &str) -> f64 {
+    let understood = (0..BEGINNINGS).filter(|beginning| {
+        let path = folder.join("question.wav");
+        let mut sink = WavSink::create(&path).expect("a file");
+        // A unit in so many parts.
+        sink.write(&vec![0.0; beginning * 640 / BEGINNINGS]).and_then(|()| sink.write(voice)).expect("written");
+        sink.finish().expect("written");
+        of_file(agent, path) == text
+    });
+    understood.count() as f64 / BEGINNINGS as f64
 }
 
 fn questions() -> Vec<Question> {
     let mut agent = agent();
+    let folder = tempfile::tempdir().expect("a folder");
     let listing = std::fs::read_to_string(nano().join("samples/samples.jsonl")).expect("the list of samples");
     let rows = listing.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
     // Without those whose answer, and so the whole course of the conversation, depends on the clock of this computer.
@@ -40,8 +62,9 @@ fn questions() -> Vec<Question> {
         .map(|row| {
             let field = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
             let name = field("wav").trim_end_matches(".wav").to_owned();
-            let in_file_mode = in_file_mode(&mut agent, &name);
-            Question { name, text: field("text"), in_file_mode }
+            let text = field("text");
+            let in_file_mode = in_file_mode(&mut agent, folder.path(), &voice(&name), &text);
+            Question { name, text, in_file_mode }
         })
         .collect()
 }
@@ -60,11 +83,11 @@ struct Tally {
     /// Turns that the agent counts.
     turns: usize,
     right: usize,
-    right_in_file_mode: usize,
+    right_in_file_mode: f64,
     /// Questions said into an answer, and those of them that were understood.
     into: usize,
     into_right: usize,
-    into_right_in_file_mode: usize,
+    into_right_in_file_mode: f64,
     caught: Vec<f64>,
     /// Late interruptions during which the program was made to stand still.
     stalled: usize,
@@ -81,8 +104,8 @@ struct Tally {
 
 impl Tally {
     fn count(&mut self, question: &Question, into: bool, heard: &str) {
-        let (right, in_file_mode) = (usize::from(heard == question.text), usize::from(question.in_file_mode == question.text));
-        if right < in_file_mode {
+        let (right, in_file_mode) = (usize::from(heard == question.text), question.in_file_mode);
+        if right == 0 && in_file_mode > 0.5 {
             println!("  {:?} was heard as {heard:?}{}", question.text, if into { ", into an answer" } else { "" });
         }
         if into {
@@ -196,7 +219,8 @@ fn a_long_conversation() {
     }
     let simulated = bench.conversation.device().now();
     let speed = simulated / started.elapsed().as_secs_f64();
-    let percent = |part: usize, whole: usize| 100.0 * part as f64 / whole.max(1) as f64;
+    let share = |part: f64, whole: usize| 100.0 * part / whole.max(1) as f64;
+    let percent = |part: usize, whole: usize| share(part as f64, whole);
     tally.caught.sort_by(f64::total_cmp);
     let caught = |share: f64| tally.caught.get((share * (tally.caught.len().max(1) - 1) as f64) as usize).copied().unwrap_or_default();
     let grown = early.zip(quiet).map(|(early, quiet): (f64, f64)| quiet - early);
@@ -213,9 +237,9 @@ fn a_long_conversation() {
     println!(
         "understood: {:.1} % of {plain} (file mode {:.1} %), into an answer {:.1} % of {into} (file mode {:.1} %)",
         percent(tally.right, plain),
-        percent(tally.right_in_file_mode, plain),
+        share(tally.right_in_file_mode, plain),
         percent(tally.into_right, into),
-        percent(tally.into_right_in_file_mode, into)
+        share(tally.into_right_in_file_mode, into)
     );
     tally.endpoints.sort_by(f64::total_cmp);
     println!("the end of a question is noticed after {:.0} ms (median)", tally.endpoints[tally.endpoints.len() / 2]);
@@ -235,8 +259,8 @@ fn a_long_conversation() {
     assert!(tally.held * 50 <= tally.answered, "{} answers were held although nobody spoke", tally.held);
     assert_eq!(tally.unasked, 0, "turns that nobody asked for");
     let (right, in_file_mode) = (tally.right + tally.into_right, tally.right_in_file_mode + tally.into_right_in_file_mode);
-    assert!(percent(right, tally.asked) + WORSE >= percent(in_file_mode, tally.asked), "{right} understood, {in_file_mode} in file mode");
-    assert!(percent(tally.right, plain) + WORSE >= percent(tally.right_in_file_mode, plain));
+    assert!(percent(right, tally.asked) + WORSE >= share(in_file_mode, tally.asked), "{right} understood, {in_file_mode} in file mode");
+    assert!(percent(tally.right, plain) + WORSE >= share(tally.right_in_file_mode, plain));
     assert!(speed > 1.0 && tally.turns as f64 >= 300.0 * (simulated / 3600.0).floor(), "{} turns, {speed} times real time", tally.turns);
     assert!(grown.is_none_or(|grown| grown <= GROWTH), "memory grew by {grown:?} MB");
     assert!(tally.missed.is_empty(), "{} interruptions were missed", tally.missed.len());

@@ -101,6 +101,9 @@ impl Duplex for Paced {
     fn play(&mut self, speaker: &Frame) {
         self.device.play(speaker);
     }
+    fn take_back(&mut self, most: usize) -> usize {
+        self.device.take_back(most)
+    }
     fn latency(&self) -> f64 {
         self.device.latency()
     }

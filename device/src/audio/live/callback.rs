@@ -4,7 +4,8 @@
 //! the stack, everything else is an atomic. `device/tests/realtime.rs` counts the allocations of 10,000 callbacks.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU8, AtomicU64};
 use std::time::Duration;
 
 use ringbuf::traits::{Consumer, Observer, Producer};
@@ -42,6 +43,29 @@ impl Alarms {
     pub fn take(&self) -> Option<Alarm> {
         let raised = self.0.swap(0, Relaxed);
         [Alarm::Gone, Alarm::Changed].into_iter().find(|alarm| *alarm as u8 == raised)
+    }
+}
+
+/// From the program to the speaker's callback: samples in the ring that are not to be heard any more, by their numbers in the stream of what
+/// was put into it.
+#[derive(Debug, Default)]
+pub struct TakenBack {
+    from: AtomicU64,
+    to: AtomicU64,
+}
+
+impl TakenBack {
+    /// The samples from `from` on, up to `to`, are silence.
+    pub fn set(&self, from: u64, to: u64) {
+        // In between nothing is taken back, or what was before.
+        self.to.store(0, Release);
+        self.from.store(from, Release);
+        self.to.store(to, Release);
+    }
+
+    fn get(&self) -> std::ops::Range<u64> {
+        let to = self.to.load(Acquire);
+        self.from.load(Acquire)..to
     }
 }
 
@@ -89,6 +113,9 @@ pub struct SpeakerCallback {
     channels: usize,
     /// Samples of the stream so far.
     position: u64,
+    /// Samples taken out of the ring so far.
+    taken: u64,
+    taken_back: Arc<TakenBack>,
     track: Arc<Track>,
     counters: Arc<Counters>,
     /// The last sample, and how much of the fade is left; both for the moments when the ring is empty.
@@ -97,21 +124,24 @@ pub struct SpeakerCallback {
 }
 
 impl SpeakerCallback {
-    /// Plays `ring` on `channels` interleaved channels.
-    pub fn new(ring: HeapCons<f32>, channels: usize, track: Arc<Track>, counters: Arc<Counters>) -> Self {
-        Self { ring, channels: channels.max(1), position: 0, track, counters, last: 0.0, gain: 0.0 }
+    /// Plays `ring` on `channels` interleaved channels, but for what is `taken_back`.
+    pub fn new(ring: HeapCons<f32>, channels: usize, taken_back: Arc<TakenBack>, track: Arc<Track>, counters: Arc<Counters>) -> Self {
+        Self { ring, channels: channels.max(1), position: 0, taken: 0, taken_back, track, counters, last: 0.0, gain: 0.0 }
     }
 
     /// Fills interleaved samples, the first of which is asked for at `now`. What the ring does not have is silence, and counted.
     pub fn fill<T: Copy>(&mut self, now: Duration, data: &mut [T], convert: impl Fn(f32) -> T) {
         let mut mono = [0.0; PIECE];
         let mut invented = 0;
+        let silent = self.taken_back.get();
         self.counters.speaker_high.fetch_max(self.ring.occupied_len() as u64, Relaxed);
         for piece in data.chunks_mut(PIECE * self.channels) {
             let wanted = piece.len() / self.channels;
             let got = self.ring.pop_slice(&mut mono[..wanted]);
             for sample in &mut mono[..got] {
-                self.gain = (self.gain + 1.0 / FADE).min(1.0);
+                let step = if silent.contains(&self.taken) { -1.0 / FADE } else { 1.0 / FADE };
+                self.taken += 1;
+                self.gain = (self.gain + step).clamp(0.0, 1.0);
                 *sample *= self.gain;
                 self.last = *sample;
             }
@@ -162,11 +192,31 @@ mod tests {
         }
     }
 
+    /// Up to sample 900 it fades and is silent, also where the callback is past the first of them when it hears of that.
+    #[test]
+    fn what_is_taken_back_is_not_heard() {
+        let (mut producer, consumer) = HeapRb::new(2000).split();
+        let taken_back = Arc::new(TakenBack::default());
+        let mut speaker = SpeakerCallback::new(consumer, 1, taken_back.clone(), Track::new(48_000), Arc::default());
+        producer.push_slice(&[0.5; 1500]);
+        let mut data = vec![0.0f32; 500];
+        speaker.fill(Duration::ZERO, &mut data[..200], |x| x);
+        taken_back.set(100, 900);
+        let mut heard = data[..200].to_vec();
+        for _ in 0..3 {
+            speaker.fill(Duration::ZERO, &mut data[..400], |x| x);
+            heard.extend(&data[..400]);
+        }
+        assert!(heard[100..200].iter().all(|x| *x == 0.5) && heard[264..900].iter().all(|x| *x == 0.0));
+        assert!(heard[970..].iter().all(|x| *x == 0.5), "what comes after it is heard");
+        assert!(heard.windows(2).skip(1).all(|w| (w[1] - w[0]).abs() < 0.01), "no click");
+    }
+
     #[test]
     fn silence_is_made_up_and_counted_and_does_not_click() {
         let counters = Arc::new(Counters::default());
         let (mut producer, consumer) = HeapRb::new(2000).split();
-        let mut speaker = SpeakerCallback::new(consumer, 2, Track::new(48_000), counters.clone());
+        let mut speaker = SpeakerCallback::new(consumer, 2, Arc::default(), Track::new(48_000), counters.clone());
         producer.push_slice(&[0.5; 600]);
         let mut data = vec![9.0f32; 2000];
         speaker.fill(Duration::ZERO, &mut data, |x| x);

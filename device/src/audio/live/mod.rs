@@ -67,6 +67,10 @@ pub trait Duplex: Send {
     /// Plays a frame.
     fn play(&mut self, speaker: &Frame);
 
+    /// Makes silence of the newest samples that were played and are not heard yet, of at most `most`; returns how many. The next frames must be
+    /// silent.
+    fn take_back(&mut self, most: usize) -> usize;
+
     /// Frames between [`Duplex::play`] and the sound, as far as the program knows: what waits in the ring and the device's buffer.
     fn latency(&self) -> f64;
 

@@ -8,7 +8,7 @@ use ringbuf::{HeapCons, HeapProd, HeapRb};
 use rubato::audioadapter_buffers::direct::InterleavedSlice;
 use rubato::{Adjustable, Async, FixedAsync, Resampler, SincInterpolationParameters, WindowFunction};
 
-use super::callback::{MicCallback, SpeakerCallback};
+use super::callback::{MicCallback, SpeakerCallback, TakenBack};
 use super::clock::{Follower, Track};
 use super::counters::Counters;
 use super::{FRAME, FRAMES_PER_SECOND, Frame};
@@ -108,6 +108,7 @@ pub struct SpeakerPort {
     made: Vec<f32>,
     /// Seconds that are put into the ring at the start.
     target: f64,
+    taken_back: Arc<TakenBack>,
     clock: Follower,
     /// Samples put into the ring.
     given: u64,
@@ -143,12 +144,14 @@ impl SpeakerPort {
         let clock = Follower::new(track.clone());
         let counted = counters.clone();
         let begun = (0, 0.0);
+        let taken_back = Arc::new(TakenBack::default());
         let mut port = Self {
             ring,
             rate,
             resampler,
             made,
             target: 0.0,
+            taken_back: taken_back.clone(),
             clock,
             given: 0,
             kept: None,
@@ -162,7 +165,7 @@ impl SpeakerPort {
             counters: counted,
         };
         port.takes(period);
-        Ok((SpeakerCallback::new(consumer, channels, track, counters.clone()), port))
+        Ok((SpeakerCallback::new(consumer, channels, taken_back, track, counters.clone()), port))
     }
 
     /// The device takes `period` samples at a time, it turned out: puts into the ring what that needs in advance. Before the first callback.
@@ -182,6 +185,20 @@ impl SpeakerPort {
     /// Seconds that wait in the ring.
     pub fn waiting(&self) -> f64 {
         self.ring.occupied_len() as f64 / f64::from(self.rate)
+    }
+
+    /// Makes silence of the newest samples that were played and are not heard yet, of at most `most` (at 16 kHz); returns how many. Silence
+    /// must be played next. A callback that is at work in this very moment is heard to its end.
+    pub fn take_back(&mut self, most: usize) -> usize {
+        let rate = f64::from(self.rate) / f64::from(SAMPLE_RATE);
+        // In the resampler there is a little more.
+        let end = self.given + self.resampler.output_delay() as u64;
+        let back = self.ring.occupied_len() + self.resampler.output_delay();
+        let count = most.min((back as f64 / rate) as usize);
+        if count > 0 {
+            self.taken_back.set(end - (count as f64 * rate) as u64, end);
+        }
+        count
     }
 
     /// Seconds from a frame of the microphone that ended at `heard` to the frame that would be played with it.

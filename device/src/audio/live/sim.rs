@@ -257,6 +257,10 @@ impl Duplex for SimDevice {
         self.speaker.play(speaker, self.mic.heard_until());
     }
 
+    fn take_back(&mut self, most: usize) -> usize {
+        self.speaker.take_back(most)
+    }
+
     fn latency(&self) -> f64 {
         self.speaker.waiting() * f64::from(SAMPLE_RATE) / FRAME as f64
     }
@@ -322,6 +326,32 @@ mod tests {
         assert!(counts.invented > 0, "the speaker ran dry");
         assert_eq!(counts.dropped, 0, "four seconds of the microphone fit");
         assert!(device.latency() < 16.0, "the latency came back to what it gets in advance: {} frames", device.latency());
+    }
+
+    /// What is taken back is not heard, to the millisecond.
+    #[test]
+    fn what_is_taken_back_is_not_heard() {
+        for frames in 150..170 {
+            let quiet = Room { stall_every: f64::INFINITY, ..Room::default() };
+            let mut device = SimDevice::new(quiet).expect("usual rates");
+            let (mut frame, mut sound, mut taken_back) = ([0.0; FRAME], 0.0, None);
+            device.take_loudness();
+            for i in 0..frames + 20 {
+                device.listen(&mut frame).expect("never fails");
+                assert!(device.room());
+                let loud = if i < frames { 0.5 } else { 0.0 };
+                device.play(&[loud; FRAME]);
+                if i + 1 == frames {
+                    taken_back = Some(device.take_back(2 * FRAME));
+                }
+                sound += device.loudness.0 / 0.25 / 44_100.0;
+                device.loudness = (0.0, 0);
+            }
+            let taken_back = taken_back.expect("asked for");
+            assert!((FRAME..=2 * FRAME).contains(&taken_back), "{taken_back} samples");
+            let expected = ((frames * FRAME - taken_back) as f64) / 16_000.0;
+            assert!((sound - expected).abs() < 0.002, "{sound} s were heard, not {expected}");
+        }
     }
 
     #[test]

@@ -212,6 +212,10 @@ impl Duplex for LiveDevice {
         }
     }
 
+    fn take_back(&mut self, most: usize) -> usize {
+        self.streams.as_mut().map_or(0, |streams| streams.speaker.take_back(most))
+    }
+
     fn latency(&self) -> f64 {
         self.streams.as_ref().map_or(0.0, |s| s.speaker.waiting() * f64::from(SAMPLE_RATE) / FRAME as f64 + s.buffer)
     }
