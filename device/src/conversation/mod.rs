@@ -309,8 +309,7 @@ impl<D: Duplex> Conversation<D> {
                 self.mind.order(Order::Abandon);
             }
             Action::Pause => {
-                let taken_back = self.device.take_back(Echo::can_take_back());
-                self.hearing.take_back(taken_back);
+                let taken_back = self.take_back();
                 self.playback.hold(taken_back);
                 if !self.playback.over() {
                     self.ending = None;
@@ -319,6 +318,7 @@ impl<D: Duplex> Conversation<D> {
             Action::Resume => self.playback.resume(),
             Action::Cut => {
                 let heard = self.playback.heard(self.device.latency());
+                self.take_back();
                 // One of which nothing but the chime was heard is said again.
                 if self.notice && heard > ring::chime_seconds() {
                     self.notices.pop_front();
@@ -329,6 +329,13 @@ impl<D: Duplex> Conversation<D> {
             Action::Silence => self.playback.clear(),
             Action::Forget => self.mind.order(Order::Forget),
         }
+    }
+
+    /// Silences what was played last and is not heard yet; how many samples of it.
+    fn take_back(&mut self) -> usize {
+        let taken_back = self.device.take_back(Echo::can_take_back());
+        self.hearing.take_back(taken_back);
+        taken_back
     }
 
     /// Does a question that begins now need the wake phrase? Not behind an answer or into one, while something rings, or by the key.
@@ -397,6 +404,7 @@ impl<D: Duplex> Conversation<D> {
         match played {
             Played::First => {
                 self.woken = true;
+                self.ringer.stop();
                 self.waited.playback = ms(self.asked.elapsed()) - self.waited.first_audio - self.waited.first_text;
                 self.waited.audible = self.device.latency() * 10.0;
                 self.input(Input::PlaybackStarted);

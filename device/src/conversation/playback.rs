@@ -34,8 +34,8 @@ pub struct Gaps {
 #[derive(Debug, Default)]
 pub struct Playback {
     waiting: VecDeque<f32>,
-    /// What was given out last: as much as can be taken back.
-    recent: VecDeque<f32>,
+    /// What was given out last, as much as can be taken back: sound, or silence.
+    recent: VecDeque<Option<f32>>,
     begun: bool,
     /// Samples given out, and samples of silence given out since.
     given: usize,
@@ -78,17 +78,24 @@ impl Playback {
     /// Holds the answer where it is; the last `taken_back` samples that were given out, of sound and silence, are not heard.
     pub fn hold(&mut self, taken_back: usize) {
         self.held = true;
-        let back = taken_back.saturating_sub(self.silent).min(self.recent.len());
-        if back == 0 {
-            return;
+        let back = self.recent.split_off(self.recent.len().saturating_sub(taken_back));
+        // The device has faded it out, or there is nothing to fade.
+        self.was_held |= taken_back > 0;
+        for sample in back.iter().rev().flatten() {
+            self.waiting.push_front(*sample);
+            self.given -= 1;
+            self.over = false;
         }
-        for sample in self.recent.drain(self.recent.len() - back..).rev() {
-            self.waiting.push_front(sample);
+        if back.iter().any(Option::is_some) {
+            self.silent = back.len() + self.recent.iter().rev().take_while(|sample| sample.is_none()).count();
         }
-        self.given -= back;
-        self.silent += back;
-        // The device has faded it out.
-        (self.was_held, self.over) = (true, false);
+        self.recent.extend(back.iter().map(|_| None));
+    }
+
+    /// Notes what was given out.
+    fn note(&mut self, frame: &Frame, sound: usize) {
+        self.recent.extend(frame.iter().enumerate().map(|(i, sample)| (i < sound).then_some(*sample)));
+        self.recent.drain(..self.recent.len().saturating_sub(Echo::can_take_back()));
     }
 
     /// Has all of it been given out?
@@ -115,6 +122,7 @@ impl Playback {
         self.was_held = self.held;
         if self.held && !fade_out {
             self.silent += FRAME;
+            self.note(frame, 0);
             return Played::Nothing;
         }
         let first = !self.begun && !self.waiting.is_empty();
@@ -122,11 +130,8 @@ impl Playback {
         let count = if fade_out { FADE } else { FRAME }.min(self.waiting.len());
         for (slot, sample) in frame.iter_mut().zip(self.waiting.drain(..count)) {
             *slot = sample;
-            if self.recent.len() == Echo::can_take_back() {
-                self.recent.pop_front();
-            }
-            self.recent.push_back(sample);
         }
+        self.note(frame, count);
         if fade_out {
             frame[..FADE].iter_mut().enumerate().for_each(|(i, x)| *x *= 1.0 - i as f32 / FADE as f32);
         } else if fade_in {
@@ -200,6 +205,18 @@ mod tests {
         playback.resume();
         assert_eq!(playback.frame(&mut frame), Played::Last);
         assert!(frame[0] == 0.0 && (frame[19] - 19.0 / 80.0).abs() < 1e-6 && frame[20] == 0.0, "it fades in");
+        // A gap in what is taken back: only what came behind it is said again.
+        let mut playback = Playback::default();
+        playback.push(&sound[..FRAME]);
+        assert_eq!(playback.frame(&mut frame), Played::First);
+        assert_eq!(playback.frame(&mut frame), Played::Nothing);
+        playback.push(&sound[FRAME..]);
+        assert_eq!(playback.frame(&mut frame), Played::More);
+        playback.hold(2 * FRAME);
+        assert!((playback.heard(2.0) - 0.01).abs() < 1e-9 && playback.heard(3.0) < 1e-9);
+        playback.resume();
+        assert_eq!(playback.frame(&mut frame), Played::More);
+        assert!(frame[FRAME - 1] == sound[2 * FRAME - 1]);
         let mut playback = Playback::default();
         playback.push(&sound);
         assert_eq!(playback.frame(&mut frame), Played::First);

@@ -56,6 +56,11 @@ pub struct Ringer {
 }
 
 impl Ringer {
+    /// Leaves off a tone that has begun: its rest is not to be heard after something else.
+    pub fn stop(&mut self) {
+        self.at = 0;
+    }
+
     /// Fills `out` with the next samples if it is to ring while the agent does this, or rings out; false where there is nothing to hear.
     pub fn frame(&mut self, ringing: bool, state: State, out: &mut Frame) -> bool {
         self.hushed = if state == State::Idle { 0 } else { self.hushed.saturating_add(1) };

@@ -102,7 +102,7 @@ pub struct Speaking {
 
 impl Default for Speaking {
     fn default() -> Self {
-        Self { barge_in: true, pause_after: Duration::from_millis(30), timeout: Duration::from_secs(60) }
+        Self { barge_in: true, pause_after: Duration::from_millis(20), timeout: Duration::from_secs(60) }
     }
 }
 

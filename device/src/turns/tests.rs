@@ -109,7 +109,7 @@ fn noises_and_silence_are_not_questions() {
 #[test]
 fn a_cough_pauses_and_a_voice_cuts() {
     let mut bench = Bench::new(TurnSettings::default());
-    bench.speaking().voice(20).wait(500);
+    bench.speaking().voice(10).wait(500);
     assert_eq!(bench.took(), [], "too short even to pause");
     bench.voice(200);
     assert_eq!((bench.turns.state(), bench.took()), (State::Interrupted, vec![Action::Pause]));

@@ -220,7 +220,8 @@ impl Bench {
             silent = if self.conversation.device().take_loudness() < 1e-3 { silent + 1 } else { 0 };
             // 150 ms of silence are not a pause between two words.
             if silent >= 15 {
-                return Some(now - started - 0.15);
+                // Frames of 10 ms, counted in seconds.
+                return Some(((now - started - 0.15) * 100.0).round() / 100.0);
             }
             if now - started > 3.0 {
                 return None;

@@ -26,7 +26,7 @@ const INTEGRAL: f64 = PROPORTIONAL * PROPORTIONAL / 4.0;
 /// Frames without room after which the delay is learnt anew: longer than the microphone's ring can hold.
 const PATIENCE: u32 = (MIC_SECONDS as u32 + 1) * FRAMES_PER_SECOND;
 /// A speaker that runs dry so often within so many frames gets more in advance: this many seconds at a time, and so many in all. What it
-/// has in advance is heard after an interruption, and each change is a new delay to the echo canceller: a stall now and then is no reason.
+/// has in advance beyond what can be taken back is heard after an interruption, and each change is a new delay to the echo canceller: a stall now and then is no reason.
 const DRY: (u32, u32) = (6, 10 * FRAMES_PER_SECOND);
 const MORE: (f64, f64) = (0.01, 0.08);
 /// Frames after which it is tried with less again: what kept the board busy may be over.
@@ -110,8 +110,9 @@ pub struct SpeakerPort {
     target: f64,
     taken_back: Arc<TakenBack>,
     clock: Follower,
-    /// Samples put into the ring.
+    /// Samples put into the ring, and how many they were when silence was last put in that is no frame's.
     given: u64,
+    padded: u64,
     /// Seconds from the microphone's frame to the frame that is played with it, to be kept: what it was on average in the first second
     /// that ran well, after one in which the devices start. Steering to a figure of our own instead would let it creep, and the echo canceller run after it.
     kept: Option<f64>,
@@ -154,6 +155,7 @@ impl SpeakerPort {
             taken_back: taken_back.clone(),
             clock,
             given: 0,
+            padded: 0,
             kept: None,
             begun,
             refused: 0,
@@ -193,7 +195,8 @@ impl SpeakerPort {
         let rate = f64::from(self.rate) / f64::from(SAMPLE_RATE);
         // In the resampler there is a little more.
         let end = self.given + self.resampler.output_delay() as u64;
-        let back = self.ring.occupied_len() + self.resampler.output_delay();
+        let frames = (end - self.padded) as usize;
+        let back = (self.ring.occupied_len() + self.resampler.output_delay()).min(frames);
         let count = most.min((back as f64 / rate) as usize);
         if count > 0 {
             self.taken_back.set(end - (count as f64 * rate) as u64, end);
@@ -260,6 +263,7 @@ impl SpeakerPort {
                 // It was silent anyway: a little more silence, and the delay is what it was, to the sample.
                 let missing = ((kept - delay).clamp(0.0, STEP) * f64::from(self.rate)).round() as usize;
                 self.given += self.ring.push_iter(std::iter::repeat_n(0.0, missing)) as u64;
+                self.padded = self.given;
                 0.0
             }
             (Some(kept), Some(delay)) => (delay - kept).clamp(-0.03, 0.03),
