@@ -35,7 +35,7 @@ const STRETCHES: usize = 2;
 const STRETCH_SECONDS: usize = 6;
 /// Chunks at which graphs are compared and timed, evenly over the stretches. A window depends on nothing but the audio in it, so not
 /// every chunk of a stream has to be computed.
-const CHUNKS: usize = 10;
+const CHUNKS: usize = 8;
 /// After so many of them a point of the curve is left that cannot reach [`AGREEMENT`] any more.
 const FEWEST: usize = 3;
 

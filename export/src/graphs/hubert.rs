@@ -84,7 +84,13 @@ pub fn draw_offline(
 fn features(graph: &mut Graph, hubert: &Hubert, layers: usize, audio: &Value, precision: Precision) -> Result<Value, WeightsError> {
     let config = &hubert.config;
     let d = config.width;
-    let audio = if config.normalise { normalised(graph, audio, -1, AUDIO_EPSILON) } else { audio.clone() };
+    let audio = match config.normalise {
+        true => {
+            let (centred, root) = centred(graph, audio, -1, AUDIO_EPSILON);
+            graph.div(&centred, &root)
+        }
+        false => audio.clone(),
+    };
     let stem = stem(graph, hubert, &audio, precision)?; // [T, c]
     let channels = stem.shape()[1];
     let norm = ["weight", "bias"].map(|field| format!("feature_projection.layer_norm.{field}"));
@@ -113,15 +119,15 @@ fn features(graph: &mut Graph, hubert: &Hubert, layers: usize, audio: &Value, pr
     Ok(x)
 }
 
-/// Zero mean and unit variance over an axis.
-fn normalised(graph: &mut Graph, x: &Value, axis: i64, epsilon: f32) -> Value {
+/// Less its mean over an axis, and the root of its variance.
+fn centred(graph: &mut Graph, x: &Value, axis: i64, epsilon: f32) -> (Value, Value) {
     let mean = graph.mean_over(x, axis);
     let centred = graph.sub(x, &mean);
     let squared = graph.mul(&centred, &centred);
     let variance = graph.mean_over(&squared, axis);
     let shifted = graph.add_scalar(&variance, epsilon);
     let root = graph.sqrt(&shifted);
-    graph.div(&centred, &root)
+    (centred, root)
 }
 
 /// The convolutions over the waveform: `[1, n]` to `[T, c]`.
@@ -148,8 +154,9 @@ fn stem(graph: &mut Graph, hubert: &Hubert, audio: &Value, precision: Precision)
                     // Each channel is a group: over time.
                     let weight = g.constant_f32("norm_weight", &[layer.channels], &weight);
                     let bias = g.constant_f32("norm_bias", &[layer.channels], &bias);
-                    let normed = normalised(g, &y, 0, EPSILON);
-                    let scaled = g.mul(&normed, &weight);
+                    let (centred, root) = centred(g, &y, 0, EPSILON);
+                    let scale = g.div(&weight, &root);
+                    let scaled = g.mul(&centred, &scale);
                     g.add(&scaled, &bias)
                 }
                 (Some((weight, bias)), StemNorm::Layer) => g.layer_norm(&y, &weight, &bias, EPSILON),

@@ -172,9 +172,20 @@ fn storage_error(weight: &[f32], stored: impl Iterator<Item = f32>) -> f64 {
     (difference / weight.iter().map(|w| square(*w)).sum::<f64>().max(f64::MIN_POSITIVE)).sqrt()
 }
 
-/// `[rows, columns]` to `[columns, rows]`.
+/// `[rows, columns]` to `[columns, rows]`, tile by tile: column by column, each value would come from another line of the cache.
 fn transposed<T: Copy>(data: &[T], rows: usize, columns: usize) -> Vec<T> {
-    (0..columns).flat_map(|c| (0..rows).map(move |r| data[r * columns + c])).collect()
+    const TILE: usize = 32;
+    let mut all = data.to_vec();
+    for top in (0..rows).step_by(TILE) {
+        for left in (0..columns).step_by(TILE) {
+            for c in left..columns.min(left + TILE) {
+                for r in top..rows.min(top + TILE) {
+                    all[c * rows + r] = data[r * columns + c];
+                }
+            }
+        }
+    }
+    all
 }
 
 /// Ranges of outputs of the parts of a weight with `inputs` inputs.
@@ -367,7 +378,9 @@ impl Graph {
         let frames = (t - kernel) / stride + 1;
         // Taps of so many strides, each behind the one before.
         let strides = kernel.div_ceil(stride);
-        let missing = ((strides - 1 + frames) * stride).saturating_sub(t);
+        // A single tap of the last is a row of each stride.
+        let single = stride > 1 && kernel % stride == 1;
+        let missing = ((strides + frames - 1 - usize::from(single)) * stride).saturating_sub(t);
         let x = match missing {
             0 => x.clone(),
             _ => {
@@ -378,9 +391,13 @@ impl Graph {
         let mut sum: Option<Value> = None;
         for i in 0..strides {
             let taps = i * stride..kernel.min((i + 1) * stride);
-            let rows = self.slice(&x, 0, i * stride, (i + frames) * stride);
-            let rows = self.reshape(&rows, &[frames, stride * width]);
-            let rows = if taps.len() < stride { self.slice(&rows, 1, 0, taps.len() * width) } else { rows };
+            let rows = if single && taps.len() == 1 {
+                self.slice_by(&x, 0, i * stride, (i + frames - 1) * stride + 1, stride)
+            } else {
+                let rows = self.slice(&x, 0, i * stride, (i + frames) * stride);
+                let rows = self.reshape(&rows, &[frames, stride * width]);
+                if taps.len() < stride { self.slice(&rows, 1, 0, taps.len() * width) } else { rows }
+            };
             let at = |tap: usize, input: usize, output: usize| weight[(output * width + input) * kernel + tap];
             let taps = taps.flat_map(|tap| (0..width).flat_map(move |input| (0..out).map(move |output| (tap, input, output))));
             let matrix: Vec<f32> = taps.map(|(tap, input, output)| at(tap, input, output)).collect();

@@ -57,6 +57,12 @@ impl Graph {
         self.mul(x, &c)
     }
 
+    /// `x / c`.
+    pub fn div_scalar(&mut self, x: &Value, c: f32) -> Value {
+        let c = self.scalar(c);
+        self.div(x, &c)
+    }
+
     pub fn sqrt(&mut self, x: &Value) -> Value {
         self.unary("Sqrt", x)
     }
@@ -97,10 +103,10 @@ impl Graph {
         self.node("Cast", "cast", &[x], &[("to", Attribute::Int(code))], to, x.shape.clone())
     }
 
-    /// Exact GELU: `(x/2) · (1 + erf(x / √2))`.
+    /// Exact GELU: `(x/2) · (1 + erf(x / √2))`. ONNX Runtime makes one operator of it if it divides.
     pub fn gelu(&mut self, x: &Value) -> Value {
         self.scope("gelu", |g| {
-            let scaled = g.mul_scalar(x, std::f32::consts::FRAC_1_SQRT_2);
+            let scaled = g.div_scalar(x, std::f32::consts::SQRT_2);
             let erf = g.unary("Erf", &scaled);
             let shifted = g.add_scalar(&erf, 1.0);
             let half = g.mul_scalar(x, 0.5);
@@ -202,14 +208,22 @@ impl Graph {
 
     /// Elements `start..end` of an axis.
     pub fn slice(&mut self, x: &Value, axis: i64, start: usize, end: usize) -> Value {
+        self.slice_by(x, axis, start, end, 1)
+    }
+
+    /// Every `step`-th of the elements `start..end` of an axis, from the first on.
+    pub fn slice_by(&mut self, x: &Value, axis: i64, start: usize, end: usize, step: usize) -> Value {
         let at = x.axis(axis);
         assert!(start < end && end <= x.shape[at], "{start}..{end} of axis {at} of {} {:?}", x.name, x.shape);
         let starts = self.constant_i64("start", &[1], &[start as i64]);
         let ends = self.constant_i64("end", &[1], &[end as i64]);
         let axes = self.constant_i64("axis", &[1], &[at as i64]);
         let mut shape = x.shape.clone();
-        shape[at] = end - start;
-        self.node("Slice", "slice", &[x, &starts, &ends, &axes], &[], x.data_type, shape)
+        shape[at] = (end - start).div_ceil(step);
+        let mut inputs = vec![x, &starts, &ends, &axes];
+        let steps = (step > 1).then(|| self.constant_i64("step", &[1], &[step as i64]));
+        inputs.extend(&steps);
+        self.node("Slice", "slice", &inputs, &[], x.data_type, shape)
     }
 
     /// Rows of `table` (axis 0) by index.
