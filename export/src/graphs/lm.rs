@@ -64,11 +64,17 @@ pub fn weights(config: &Config) -> usize {
 }
 
 /// Bytes that they take in a file, at the least: scales and what is stored more exactly are not counted, but for the embedding, which has
-/// 16 bits where products have fewer.
+/// 16 bits where products have fewer. In single precision a tied one is there once.
 pub fn bytes(config: &Config, precision: Precision) -> usize {
     let table = product(&[config.hidden_size, config.vocab_size]);
-    let products = weights(config).saturating_sub(table);
+    let tables = if shares_table(config, precision) { 2 } else { 1 };
+    let products = weights(config).saturating_sub(product(&[tables, table]));
     (products / 8).saturating_mul(precision.bits()).saturating_add((table / 8).saturating_mul(precision.bits().max(16)))
+}
+
+/// Are the logits products with the rows of the embedding itself? In fewer bits the two are stored differently.
+fn shares_table(config: &Config, precision: Precision) -> bool {
+    config.tie_word_embeddings && precision == Precision::Fp32
 }
 
 fn block_weights(config: &Config) -> usize {
@@ -127,9 +133,12 @@ pub fn draw_piece<'a>(
         })
         .collect();
 
-    let mut x = match row {
-        Row::Heard(heard) => embedded(g, config, weights, heard, precision)?,
-        Row::Computed(x) => x,
+    let (mut x, table) = match row {
+        Row::Heard(heard) => {
+            let (x, table) = embedded(g, config, weights, heard, precision)?;
+            (x, Some(table))
+        }
+        Row::Computed(x) => (x, None),
     };
     let place = g.scope("position", |g| place(g, config, &position));
     let sizes = Sizes {
@@ -151,10 +160,15 @@ pub fn draw_piece<'a>(
     }
     let weight = weights.tensor("model.norm.weight", &[d])?;
     let hidden = g.scope("model.norm", |g| g.rms_norm(&x, &weight, config.rms_norm_eps as f32));
-    // Read once more where it is the embedding: memory is dearer than the second that this takes.
-    let head = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-    let head = weights.tensor(head, &[vocabulary, d])?;
-    let logits = g.scope("lm_head", |g| g.linear(&hidden, &head, None, precision));
+    let logits = match table.filter(|_| shares_table(config, precision)) {
+        Some(table) => g.scope("lm_head", |g| g.linear_of_table(&hidden, &table)),
+        None => {
+            // Read once more where it is the embedding: memory is dearer than the second that this takes.
+            let head = if config.tie_word_embeddings { EMBEDDING } else { "lm_head.weight" };
+            let head = weights.tensor(head, &[vocabulary, d])?;
+            g.scope("lm_head", |g| g.linear(&hidden, &head, None, precision))
+        }
+    };
     g.output("logits", &logits);
     g.output("hidden", &hidden);
     StageGraph::new(StageName::Lm, graph, precision, 1, 0.0)
@@ -182,14 +196,15 @@ fn heard<'a>(graph: &mut Graph, config: &Config, speech: Option<&'a Weights>) ->
     Heard { token, spoken }
 }
 
-/// The row `[1, d]` of a token or group.
-fn embedded(g: &mut Graph, config: &Config, weights: &Weights, heard: Heard, precision: Precision) -> Result<Value, WeightsError> {
-    const NAME: &str = "model.embed_tokens.weight";
-    let embedding = weights.tensor(NAME, &[config.vocab_size, config.hidden_size])?;
-    let table = g.table(NAME, &embedding, config.hidden_size, precision);
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// The row `[1, d]` of a token or group, and the table of the tokens' rows.
+fn embedded(g: &mut Graph, config: &Config, weights: &Weights, heard: Heard, precision: Precision) -> Result<(Value, Value), WeightsError> {
+    let embedding = weights.tensor(EMBEDDING, &[config.vocab_size, config.hidden_size])?;
+    let table = g.table(EMBEDDING, &embedding, config.hidden_size, precision);
     drop(embedding);
     let text = g.look_up(&table, &heard.token);
-    Ok(match heard.spoken {
+    let row = match heard.spoken {
         Some((speech, units, is_group)) => {
             let group = group_row(g, speech, config, &units, precision)?;
             let is_text = g.neg(&is_group);
@@ -199,7 +214,8 @@ fn embedded(g: &mut Graph, config: &Config, weights: &Weights, heard: Heard, pre
             g.add(&text, &group)
         }
         None => text,
-    })
+    };
+    Ok((row, table))
 }
 
 /// The row of a group: its units' embeddings side by side through the adaptor.
@@ -293,6 +309,10 @@ mod tests {
         let file = (1 << 31) - 1;
         let fits = |config: &Config| Precision::ALL.map(|form| bytes(config, form) <= file);
         assert_eq!((fits(&small), fits(&large)), ([false, false, true, true, true], [false; 5]));
+        // Qwen2.5-0.5B has the embedding once: 1.98 GB in single precision, and 2.52 GB if it were there twice.
+        let tied = |tie_word_embeddings| Config { head_dim: 64, tie_word_embeddings, ..trunk(896, 4864, 24, 14) };
+        assert_eq!((bytes(&tied(true), Precision::Fp32) / 1_000_000, fits(&tied(true))), (1976, [true; 5]));
+        assert!(!fits(&tied(false))[0]);
         let most = 1 << 24;
         let hostile = Config { num_key_value_heads: most, head_dim: 1024, vocab_size: most, ..trunk(most, most, 16, most) };
         assert_eq!(weights(&hostile), usize::MAX);

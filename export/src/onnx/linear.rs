@@ -259,6 +259,16 @@ impl Graph {
         }
     }
 
+    /// `x · tableᵀ` for a row `x` `[1, in]` and a table `[out, in]` in single precision that the graph has already.
+    pub fn linear_of_table(&mut self, x: &Value, table: &Value) -> Value {
+        // A layer like others, by name.
+        self.precision_of("", Precision::Fp32);
+        self.probe(x);
+        let column = self.reshape(x, &[x.size(-1), 1]);
+        let product = self.matmul(table, &column);
+        self.reshape(&product, &[1, table.shape[0]])
+    }
+
     /// A layer over the rows of a matrix whose outputs are several things of the same width. One product, which is faster; but for 4 bits,
     /// where tract (0.23) would slice the weights in place of what the product gives, and panics: there each has its own.
     pub fn linear_in_parts(&mut self, x: &Value, weight: &[f32], bias: &[f32], parts: usize, precision: Precision) -> Parts {
