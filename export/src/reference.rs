@@ -6,7 +6,7 @@ use sa_device::engine::Engine;
 use sa_models::lm::Config;
 
 use crate::graphs::StageGraph;
-use crate::graphs::lm::{Piece, draw_piece, pieces};
+use crate::graphs::lm::{Piece, draw_piece, pieces, shares_table};
 use crate::onnx::{Form, Importance, Precision};
 use crate::prove::{Item, feed};
 use crate::runner::Runner;
@@ -75,6 +75,10 @@ impl<'a> Reference<'a> {
             read.ms += runner.median_ms();
             read.bytes += graph.onnx.bytes();
             read.importance.extend(runner.importance());
+        }
+        if self.pieces.len() > 1 && shares_table(self.config, Precision::Fp32) {
+            // The first and the last piece have it each, one file of all has it once.
+            read.bytes -= self.config.vocab_size * self.config.hidden_size * size_of::<f32>();
         }
         Ok(read)
     }

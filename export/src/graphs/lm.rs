@@ -73,7 +73,7 @@ pub fn bytes(config: &Config, precision: Precision) -> usize {
 }
 
 /// Are the logits products with the rows of the embedding itself? In fewer bits the two are stored differently.
-fn shares_table(config: &Config, precision: Precision) -> bool {
+pub fn shares_table(config: &Config, precision: Precision) -> bool {
     config.tie_word_embeddings && precision == Precision::Fp32
 }
 

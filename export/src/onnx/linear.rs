@@ -264,9 +264,16 @@ impl Graph {
         // A layer like others, by name.
         self.precision_of("", Precision::Fp32);
         self.probe(x);
-        let column = self.reshape(x, &[x.size(-1), 1]);
-        let product = self.matmul(table, &column);
-        self.reshape(&product, &[1, table.shape[0]])
+        let (outputs, inputs) = (table.shape[0], table.shape[1]);
+        let column = self.reshape(x, &[inputs, 1]);
+        // In parts that tract folds, or it would pack the table at every step.
+        let parts = split(outputs, inputs).into_iter().map(|rows| {
+            let rows = if rows.len() == outputs { table.clone() } else { self.slice(table, 0, rows.start, rows.end) };
+            self.matmul(&rows, &column)
+        });
+        let parts: Vec<Value> = parts.collect();
+        let product = if parts.len() == 1 { parts[0].clone() } else { self.concat(&parts.iter().collect::<Vec<_>>(), 0) };
+        self.reshape(&product, &[1, outputs])
     }
 
     /// A layer over the rows of a matrix whose outputs are several things of the same width. One product, which is faster; but for 4 bits,
