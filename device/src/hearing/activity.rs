@@ -1,9 +1,9 @@
 //! Does somebody speak? Beginnings and ends of it, from frames that say yes or no.
 //!
 //! While the program is silent, `earshot` scores windows of 16 ms. While it speaks, a network that knows what was played does
-//! ([`super::Overlap`]) scores every frame of 10 ms; its scores are added up as evidence (Page 1954, "Continuous inspection schemes"): two frames that are
-//! sure begin a voice, and so do many that are not, a hiss say. What is taken for the user so may still be the program's own voice: so far it is a
-//! suspicion, which holds the answer. It is sure as soon as the voice goes on while the program is silent.
+//! ([`super::Overlap`]) scores every frame of 10 ms; its scores are added up as evidence (Page 1954, "Continuous inspection schemes"): two
+//! frames that are sure begin a voice, and so do many that are not, a hiss say. What is taken for the user so may still be the program's own
+//! voice: so far it is a suspicion, which holds the answer. It is sure as soon as the voice goes on while the program is silent.
 
 use std::time::Duration;
 
@@ -36,8 +36,8 @@ pub struct ActivitySettings {
 /// Windows of voice after the program has become silent that make a suspicion sure.
 const SURE: u32 = 6;
 /// Evidence that the user speaks over the program, in natural logarithms of odds: of a frame at [`ActivitySettings::over_score`], the most of
-/// one frame, and what begins a voice. Tried on the scores of 2,152 simulated interruptions (`rooms`): as many answers are held for nothing as with windows of
-/// 16 ms, and a voice is noticed 7 ms sooner.
+/// one frame, and what begins a voice. Tried on the scores of 2,152 simulated interruptions (`rooms`): as many answers are held for nothing
+/// as with windows of 16 ms, and a voice is noticed 7 ms sooner.
 const EVIDENCE: f32 = 2.67;
 const MOST_EVIDENCE: f32 = 6.5;
 const ENOUGH: f32 = 12.8;

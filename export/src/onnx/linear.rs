@@ -247,7 +247,7 @@ impl Graph {
                         self.matmul(x, &matrix)
                     })
                     .collect();
-                self.joined(parts)
+                self.joined(parts, -1)
             }
         };
         match bias {
@@ -271,8 +271,8 @@ impl Graph {
             let rows = if rows.len() == outputs { table.clone() } else { self.slice(table, 0, rows.start, rows.end) };
             self.matmul(&rows, &column)
         });
-        let parts: Vec<Value> = parts.collect();
-        let product = if parts.len() == 1 { parts[0].clone() } else { self.concat(&parts.iter().collect::<Vec<_>>(), 0) };
+        let parts = parts.collect();
+        let product = self.joined(parts, 0);
         self.reshape(&product, &[1, outputs])
     }
 
@@ -310,7 +310,7 @@ impl Graph {
             let matrix = self.mul(&wide, &scales);
             parts.push(self.matmul(x, &matrix));
         }
-        self.joined(parts)
+        self.joined(parts, -1)
     }
 
     fn linear_int8(&mut self, x: &Value, (levels, scales): &(Vec<i8>, Vec<f32>), outputs: usize) -> Value {
@@ -336,7 +336,7 @@ impl Graph {
             let scale = self.mul(x_scale, &scales);
             parts.push(self.mul(&wide, &scale));
         }
-        self.joined(parts)
+        self.joined(parts, -1)
     }
 
     fn linear_int4(&mut self, x: &Value, (packed, scales): (Vec<u8>, Vec<f32>), outputs: usize) -> Value {
@@ -354,10 +354,10 @@ impl Graph {
         self.microsoft_node("MatMulNBits", "matmul_4_bits", &[x, &packed, &scales], &attributes, DataType::F32, shape)
     }
 
-    fn joined(&mut self, mut parts: Vec<Value>) -> Value {
+    fn joined(&mut self, mut parts: Vec<Value>, axis: i64) -> Value {
         match parts.len() {
             1 => parts.remove(0),
-            _ => self.concat(&parts.iter().collect::<Vec<_>>(), -1),
+            _ => self.concat(&parts.iter().collect::<Vec<_>>(), axis),
         }
     }
 
@@ -396,7 +396,7 @@ impl Graph {
         // Taps of so many strides, each behind the one before.
         let strides = kernel.div_ceil(stride);
         // A single tap of the last is a row of each stride.
-        let single = stride > 1 && kernel % stride == 1;
+        let single = kernel % stride == 1;
         let missing = ((strides + frames - 1 - usize::from(single)) * stride).saturating_sub(t);
         let x = match missing {
             0 => x.clone(),
@@ -408,7 +408,7 @@ impl Graph {
         let mut sum: Option<Value> = None;
         for i in 0..strides {
             let taps = i * stride..kernel.min((i + 1) * stride);
-            let rows = if single && taps.len() == 1 {
+            let rows = if taps.len() == 1 {
                 self.slice_by(&x, 0, i * stride, (i + frames - 1) * stride + 1, stride)
             } else {
                 let rows = self.slice(&x, 0, i * stride, (i + frames) * stride);

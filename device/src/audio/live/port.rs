@@ -26,7 +26,8 @@ const INTEGRAL: f64 = PROPORTIONAL * PROPORTIONAL / 4.0;
 /// Frames without room after which the delay is learnt anew: longer than the microphone's ring can hold.
 const PATIENCE: u32 = (MIC_SECONDS as u32 + 1) * FRAMES_PER_SECOND;
 /// A speaker that runs dry so often within so many frames gets more in advance: this many seconds at a time, and so many in all. What it
-/// has in advance beyond what can be taken back is heard after an interruption, and each change is a new delay to the echo canceller: a stall now and then is no reason.
+/// has in advance beyond what can be taken back is heard after an interruption, and each change is a new delay to the echo canceller: a
+/// stall now and then is no reason.
 const DRY: (u32, u32) = (6, 10 * FRAMES_PER_SECOND);
 const MORE: (f64, f64) = (0.01, 0.08);
 /// Frames after which it is tried with less again: what kept the board busy may be over.
