@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use sa_device::bundle::StageName;
 use sa_device::engine::{Engine, EngineName, Wish};
+use sa_models::memory;
 
 use crate::choice::{Choice, first_within};
 use crate::graphs::StageGraph;
@@ -197,6 +198,7 @@ fn second_engine(rules: &Rules, graph: &StageGraph, fp32: Option<&StageGraph>, w
             return Second { engine: name, ms: reason.clone(), fp32_ms: reason };
         }
     };
+    memory::release(); // the other engine has its own
     let time = |graph: &StageGraph| {
         let run = || -> Result<f64, RunError> {
             let mut runner = Runner::new(&*engine, graph)?;

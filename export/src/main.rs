@@ -12,6 +12,7 @@ use sa_device::bundle::{Bundle, BundleError, StageName};
 use sa_export::choice::{BeyondBudget, Choice};
 use sa_export::export::{Options, export};
 use sa_export::{decoder, inspect, join, tokenizer, trunk};
+use sa_models::memory;
 
 use crate::args::Cli;
 
@@ -20,12 +21,10 @@ use crate::args::Cli;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// From now on memory goes back to the system as soon as it is free, not a while later: the tensors of a language model come one after the
-/// other, and each would be beside those before it. For networks with small tensors that costs a quarter of the time, and spares nothing.
-fn give_memory_back_at_once() {
-    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15; // `mi_option_purge_delay` of mimalloc.h, which the crate leaves out
-    // SAFETY: it sets a number that is read atomically.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 0) }
+/// From now on memory goes back to the system as soon as it is free: the tensors of a language model come one after the other. For networks
+/// with small tensors that costs a quarter of the time, and spares nothing.
+fn give_memory_back() {
+    memory::give_back();
     // ONNX Runtime has the C library's allocator.
     // SAFETY: it sets a number, and no other thread is there yet.
     #[cfg(target_env = "gnu")]
@@ -102,7 +101,7 @@ fn write(cli: &Cli, output: &Path) -> Result<(Bundle, String)> {
             force: cli.force,
         })?
     } else if let Some(qwen) = &cli.qwen {
-        give_memory_back_at_once();
+        give_memory_back();
         let imported: Vec<&Path> = std::iter::once(qwen).chain(&cli.speech).map(PathBuf::as_path).collect();
         trunk::export(&trunk::Options {
             qwen: qwen.clone(),
@@ -135,6 +134,7 @@ fn main() -> ExitCode {
     if let Err(message) = cli.check() {
         Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit();
     }
+    memory::keep();
     let Err(error) = run(&cli) else { return ExitCode::SUCCESS };
     eprintln!("sa-export: {error:#}");
     ExitCode::from(match error.is::<BeyondBudget>() {

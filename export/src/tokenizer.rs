@@ -6,9 +6,12 @@
 //! curve goes into the bundle, and the shortest look-ahead of it that reaches [`AGREEMENT`] is the default.
 
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use indicatif::ProgressBar;
+use rayon::ThreadPoolBuilder;
+use rayon::prelude::*;
 use sa_device::bundle::{Bundle, FileEntry, Manifest, TOKENIZER_MAX_DELAY};
 use sa_device::engine::Engine;
 
@@ -36,6 +39,8 @@ const STRETCH_SECONDS: usize = 6;
 /// Chunks at which graphs are compared and timed, evenly over the stretches. A window depends on nothing but the audio in it, so not
 /// every chunk of a stream has to be computed.
 const CHUNKS: usize = 8;
+/// Points that are measured side by side, on a thread each. Memory is for one graph that is being loaded and so many that run.
+const SIDE_BY_SIDE: usize = 2;
 /// After so many of them a point of the curve is left that cannot reach [`AGREEMENT`] any more.
 const FEWEST: usize = 3;
 
@@ -79,7 +84,16 @@ pub fn export(options: &Options) -> Result<(Bundle, Report)> {
     let engine = options.target.open_engine()?;
     let writer = options.target.writer()?;
     let bar = progress(EVEN_POINTS as u64 + 5);
-    let exporter = Exporter { hubert: &hubert, codebook: &codebook, layer, options, engine: &*engine, samples: &samples, bar: &bar };
+    let exporter = Exporter {
+        hubert: &hubert,
+        codebook: &codebook,
+        layer,
+        options,
+        engine: &*engine,
+        samples: &samples,
+        bar: &bar,
+        loading: Mutex::new(()),
+    };
     let (graph, report) = exporter.run()?;
     bar.finish_and_clear();
     graph.save(&writer)?;
@@ -100,6 +114,8 @@ struct Exporter<'a> {
     engine: &'a dyn Engine,
     samples: &'a Samples,
     bar: &'a ProgressBar,
+    /// Held while a graph is drawn and loaded, which takes twice the memory of one that runs.
+    loading: Mutex<()>,
 }
 
 impl Exporter<'_> {
@@ -127,18 +143,22 @@ impl Exporter<'_> {
         );
         step(self.bar, "the offline pass");
         let chunks = self.offline(&audio, length, chunk)?;
-        let mut curve = Vec::new();
-        for point in 0..EVEN_POINTS {
-            self.measure(&mut curve, &chunks, window(longest * point / (EVEN_POINTS - 1)))?;
-        }
-        let reaches = |(_, share): &&(usize, f64)| Scale::Agreement.reaches(*share, AGREEMENT);
+        let mut even: Vec<usize> = (0..EVEN_POINTS).map(|point| longest * point / (EVEN_POINTS - 1)).collect();
+        even.dedup();
+        let threads = ThreadPoolBuilder::new().num_threads(SIDE_BY_SIDE).build()?;
+        let mut curve: Vec<Point> =
+            threads.install(|| even.par_iter().map(|look_ahead| self.measure(&chunks, window(*look_ahead))).collect::<Result<_>>())?;
+        let reaches = |point: &&Point| Scale::Agreement.reaches(chunks.agreement(&point.units), AGREEMENT);
         let look_ahead = match self.options.look_ahead_ms {
             Some(_) => longest,
             None => loop {
-                let Some(found) = curve.iter().find(reaches).map(|(ahead, _)| *ahead) else { break longest };
-                let too_short = curve.iter().map(|(ahead, _)| *ahead).take_while(|ahead| *ahead < found).last();
+                let Some(found) = curve.iter().find(reaches).map(|point| point.look_ahead) else { break longest };
+                let too_short = curve.iter().map(|point| point.look_ahead).take_while(|ahead| *ahead < found).last();
                 match too_short.filter(|too_short| too_short + 1 < found) {
-                    Some(too_short) => self.measure(&mut curve, &chunks, window((too_short + found) / 2))?,
+                    Some(too_short) => {
+                        let point = self.measure(&chunks, window((too_short + found) / 2))?;
+                        curve.insert(curve.partition_point(|other| other.look_ahead < point.look_ahead), point);
+                    }
                     None => break found,
                 }
             },
@@ -169,50 +189,68 @@ impl Exporter<'_> {
         Ok(chunks)
     }
 
-    /// Adds the point of a window to the curve, in its place.
-    fn measure(&self, curve: &mut Vec<(usize, f64)>, chunks: &Chunks, window: Window) -> Result<()> {
+    /// The point of a window.
+    fn measure(&self, chunks: &Chunks, window: Window) -> Result<Point> {
         let Window { look_ahead, .. } = window;
-        let Err(place) = curve.binary_search_by_key(&look_ahead, |(ahead, _)| *ahead) else { return Ok(()) };
+        let lost = |units: &[i64]| units.len() >= FEWEST * window.chunk && chunks.differing(units) > chunks.may_differ();
+        let loading = self.loading.lock();
         step(self.bar, &format!("the curve: {look_ahead} units ahead"));
         let graph = hubert::draw(self.hubert, self.layer, self.codebook, window, Precision::Fp32)?;
-        let lost = |units: &[i64]| units.len() >= FEWEST * window.chunk && chunks.differing(units) > chunks.may_differ();
-        let (units, _) = self.units_at(chunks, &graph, window, &lost)?;
-        curve.insert(place, (look_ahead, chunks.agreement(&units)));
-        Ok(())
+        let mut runner = Runner::new(self.engine, &graph)?;
+        drop(loading);
+        Ok(Point { look_ahead, units: self.units_at(chunks, &mut runner, graph.chunk, window, &lost)? })
     }
 
-    /// What a streaming graph gives at each chunk until it is enough, and the median of its steps in milliseconds.
-    fn units_at(&self, chunks: &Chunks, graph: &StageGraph, window: Window, enough: &dyn Fn(&[i64]) -> bool) -> Result<(Vec<i64>, f64)> {
+    /// What a streaming graph that takes so many new samples gives at each chunk, until it is enough.
+    fn units_at(
+        &self,
+        chunks: &Chunks,
+        runner: &mut Runner,
+        new: usize,
+        window: Window,
+        enough: &dyn Fn(&[i64]) -> bool,
+    ) -> Result<Vec<i64>> {
         let hop = self.hubert.config.hop();
         let total = (window.units() + hubert::tail(self.hubert)) * hop;
-        let mut runner = Runner::new(self.engine, graph)?;
         let mut units = Vec::new();
         for &(stretch, first) in &chunks.places {
             let heard = heard(&chunks.stretches[stretch], first * hop, window.look_back * hop, total);
-            let (past, new) = heard.split_at(total - graph.chunk);
+            let (past, new) = heard.split_at(total - new);
             units.extend(runner.step(&[("state.audio", past), ("audio", new)], &[])?.i64("units")?);
             if enough(&units) {
                 break;
             }
         }
+        Ok(units)
+    }
+
+    /// [`Self::units_at`] of a graph with nothing beside it, and the median of its steps in milliseconds.
+    fn timed(&self, chunks: &Chunks, graph: &StageGraph, window: Window, enough: &dyn Fn(&[i64]) -> bool) -> Result<(Vec<i64>, f64)> {
+        let mut runner = Runner::new(self.engine, graph)?;
+        let units = self.units_at(chunks, &mut runner, graph.chunk, window, enough)?;
         Ok((units, runner.median_ms()))
     }
 
     /// The first form within the budget that is not slower than fp32.
-    fn choose(&self, window: Window, unit_ms: f64, mut curve: Vec<(usize, f64)>, chunks: &Chunks) -> Result<(StageGraph, Report)> {
+    fn choose(&self, window: Window, unit_ms: f64, mut curve: Vec<Point>, chunks: &Chunks) -> Result<(StageGraph, Report)> {
         let Options { exclude, choice, budgets, force, target, .. } = self.options;
         let draw = |precision| hubert::draw(self.hubert, self.layer, self.codebook, window, Form { exclude, ..Form::from(precision) });
         step(self.bar, "fp32");
         let fp32 = draw(Precision::Fp32)?;
-        let (reference, fp32_ms) = self.units_at(chunks, &fp32, window, &|_| false)?;
-        // The point that was taken is told by all chunks, even where it was left early.
-        curve.iter_mut().filter(|(ahead, _)| *ahead == window.look_ahead).for_each(|(_, share)| *share = chunks.agreement(&reference));
+        // The point that was taken is told by all chunks, even where it was left early; where it was not, the steps only tell its time.
+        let point = curve.iter_mut().find(|point| point.look_ahead == window.look_ahead);
+        let known = point.as_ref().filter(|point| point.units.len() == chunks.offline.len()).map(|point| point.units.clone());
+        let (units, fp32_ms) = self.timed(chunks, &fp32, window, &|units| known.is_some() && units.len() >= FEWEST * window.chunk)?;
+        let reference = known.unwrap_or(units);
+        if let Some(point) = point {
+            point.units.clone_from(&reference);
+        }
         let mut of_form = None;
         let rules = Rules::new(choice, budgets, *force, self.engine, target);
         let (graph, mut entry) = choose(&rules, Baseline::new(fp32, None, fp32_ms), |precision| {
             step(self.bar, precision.name());
             let graph = draw(precision)?;
-            let (units, ms) = self.units_at(chunks, &graph, window, &|_| false)?;
+            let (units, ms) = self.timed(chunks, &graph, window, &|_| false)?;
             of_form = Some(chunks.agreement(&units));
             let mut distance = Distance::default();
             distance.decisions(&reference, &units);
@@ -221,11 +259,20 @@ impl Exporter<'_> {
         })?;
         // The form that is drawn last is the chosen one, unless that is the baseline.
         let chosen = of_form.filter(|_| graph.precision != Precision::Fp32).unwrap_or_else(|| chunks.agreement(&reference));
+        let curve = curve.iter().map(|point| (point.look_ahead, chunks.agreement(&point.units))).collect();
         entry.streaming = Some(Streaming { window, unit_ms, scale: Scale::Agreement, curve, chosen, wanted: AGREEMENT });
         let mut report = Report::new(self.engine, self.samples);
         report.stages.push(entry);
         Ok((graph, report))
     }
+}
+
+/// A point of the curve.
+struct Point {
+    /// In units.
+    look_ahead: usize,
+    /// Of all chunks, or of the first of them where it was left early.
+    units: Vec<i64>,
 }
 
 /// Where graphs are compared.

@@ -14,6 +14,7 @@ pub mod decoder;
 pub mod folder;
 pub mod lm;
 pub mod lock;
+pub mod memory;
 pub mod overlap;
 pub mod tokenizer;
 pub mod train;

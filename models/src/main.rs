@@ -5,14 +5,6 @@ use clap::{Parser, Subcommand};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc; // keeps large blocks: a fifth off each training step
 
-/// What is freed is kept for the next tensor of its size: without this a sixth of a tokenizer's step is the system's clearing of pages that it
-/// took back a moment before.
-fn keep_memory() {
-    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15; // `mi_option_purge_delay` of mimalloc.h, which the crate leaves out
-    // SAFETY: it sets a number that is read atomically.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }
-}
-
 #[derive(Parser)]
 #[command(name = "sa-align", version, about = "Make speech corpora and train the networks of the sa speech agent")]
 struct Cli {
@@ -35,7 +27,7 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
-    keep_memory();
+    sa_models::memory::keep();
     let result = match Cli::parse().command {
         Command::Corpus(args) => sa_models::corpus::cli::run(args),
         Command::Tokenizer(args) => sa_models::tokenizer::cli::run(args),
