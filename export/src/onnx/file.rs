@@ -131,11 +131,11 @@ const PIECE: usize = 1 << 14;
 /// The bytes of `data`, piece by piece.
 pub(super) fn in_pieces<T: Copy, const N: usize>(data: &[T], bytes: impl Fn(T) -> [u8; N]) -> impl Fn(Sink) {
     move |sink| {
-        let mut buffer = Vec::with_capacity(PIECE.min(data.len()) * N);
+        let mut buffer = vec![[0; N]; PIECE.min(data.len())];
         for piece in data.chunks(PIECE) {
-            buffer.clear();
-            buffer.extend(piece.iter().flat_map(|x| bytes(*x)));
-            sink(&buffer);
+            let buffer = &mut buffer[..piece.len()];
+            buffer.iter_mut().zip(piece).for_each(|(to, x)| *to = bytes(*x));
+            sink(buffer.as_flattened());
         }
     }
 }
