@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use prost::Message;
@@ -84,9 +85,9 @@ impl Spool {
         Self { file: tempfile::tempfile().map(BufWriter::new), bytes: 0 }
     }
 
-    /// Appends a tensor whose content is `bytes` long and comes in pieces.
-    pub fn add(&mut self, tensor: &TensorProto, bytes: usize, pieces: Pieces) {
-        let Ok(file) = &mut self.file else { return };
+    /// Appends a tensor whose content is `bytes` long and comes in pieces; gives the place of the content.
+    pub fn add(&mut self, tensor: &TensorProto, bytes: usize, pieces: Pieces) -> u64 {
+        let Ok(file) = &mut self.file else { return 0 };
         let mut head = tensor.encode_to_vec();
         length_delimited(RAW_DATA, bytes, &mut head);
         let mut start = Vec::new();
@@ -97,10 +98,25 @@ impl Spool {
                 written = file.write_all(piece);
             }
         });
+        let place = self.bytes + start.len() + head.len();
         match written {
-            Ok(()) => self.bytes += start.len() + head.len() + bytes,
+            Ok(()) => self.bytes = place + bytes,
             Err(error) => self.file = Err(error),
         }
+        place as u64
+    }
+
+    /// Is this the content at the place of a tensor? What cannot be read is not.
+    pub fn holds(&mut self, place: u64, pieces: Pieces) -> bool {
+        let Ok(file) = &mut self.file else { return false };
+        let mut same = file.flush().is_ok();
+        let (mut place, mut stored) = (place, Vec::new());
+        pieces(&mut |piece| {
+            stored.resize(piece.len(), 0);
+            same = same && file.get_ref().read_exact_at(&mut stored, place).is_ok() && stored == piece;
+            place += piece.len() as u64;
+        });
+        same
     }
 
     /// The file: what stands before the initialisers, they, and what stands behind them, each a graph in a model.

@@ -4,9 +4,9 @@
 //! which is a mistake in a graph writer and never one in a checkpoint (`weights` has refused those before).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use half::f16;
-use sha2::{Digest, Sha256};
 use tract_onnx::pb::tensor_proto::DataType as OnnxType;
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto};
 
@@ -115,8 +115,8 @@ pub struct Graph {
     drawn: BTreeSet<String>,
     importance: Option<Importance>,
     probing: bool,
-    /// Large initialisers by their SHA-256: a layer that is drawn for several steps is stored once.
-    large: BTreeMap<[u8; 32], Value>,
+    /// Large initialisers and their places in the file, by how they start: a layer that is drawn for several steps is stored once.
+    large: BTreeMap<u64, Vec<(Value, u64)>>,
     /// Is there an operator of the domain com.microsoft?
     microsoft: bool,
 }
@@ -266,23 +266,19 @@ impl Graph {
     fn constant(&mut self, name: &str, shape: &[usize], data_type: DataType, count: usize, pieces: Pieces) -> Value {
         assert_eq!(count, shape.iter().product::<usize>(), "{name}: {shape:?} does not hold {count} elements");
         let bytes = count * data_type.bytes();
-        let digest = (bytes >= SHARED_BYTES).then(|| {
-            let mut digest = Sha256::new();
-            pieces(&mut |piece| digest.update(piece));
-            digest.finalize().into()
-        });
-        if let Some(same) = digest.and_then(|digest| self.large.get(&digest))
-            && (same.data_type, same.shape.as_slice()) == (data_type, shape)
-        {
+        let start = (bytes >= SHARED_BYTES).then(|| fingerprint(pieces));
+        let alike = start.and_then(|start| self.large.get(&start)).into_iter().flatten();
+        let mut alike = alike.filter(|(like, _)| (like.data_type, like.shape.as_slice()) == (data_type, shape));
+        if let Some((same, _)) = alike.find(|(_, place)| self.initialisers.holds(*place, pieces)) {
             return same.clone();
         }
         let name = self.unique(name);
         let dims = shape.iter().map(|&n| n as i64).collect();
         let tensor = TensorProto { name: name.clone(), dims, data_type: data_type.onnx(), ..TensorProto::default() };
-        self.initialisers.add(&tensor, bytes, pieces);
+        let place = self.initialisers.add(&tensor, bytes, pieces);
         let value = Value { name, shape: shape.into(), data_type };
-        if let Some(digest) = digest {
-            self.large.insert(digest, value.clone());
+        if let Some(start) = start {
+            self.large.entry(start).or_default().push((value.clone(), place));
         }
         value
     }
@@ -401,4 +397,17 @@ impl Graph {
         let graph_end = GraphProto { doc_string, input, output, ..GraphProto::default() };
         self.initialisers.finish((start, graph_start), (end, graph_end))
     }
+}
+
+/// A hash of the first of the pieces.
+fn fingerprint(pieces: Pieces) -> u64 {
+    let mut hasher = None;
+    pieces(&mut |piece| {
+        hasher.get_or_insert_with(|| {
+            let mut hasher = DefaultHasher::new();
+            piece.hash(&mut hasher);
+            hasher
+        });
+    });
+    hasher.unwrap_or_default().finish()
 }

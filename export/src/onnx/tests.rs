@@ -244,6 +244,22 @@ fn layers_are_kept_in_single_precision_by_name() {
 }
 
 #[test]
+fn large_initialisers_are_stored_once_if_they_are_the_same_to_the_end() {
+    let mut graph = Graph::new("test", "");
+    let one = noise(1 << 16, 31);
+    let mut other = one.clone();
+    other[(1 << 16) - 1] += 1.0;
+    for data in [&one, &other, &one, &other] {
+        graph.constant_f32("table", &[1 << 8, 1 << 8], data);
+    }
+    graph.constant_f32("row", &[1 << 16], &one);
+    let model = ModelProto::decode(&encoded(graph)[..]).expect("well formed").graph.expect("a graph");
+    let stored: Vec<_> = model.initializer.iter().map(|tensor| (tensor.dims.len(), &tensor.raw_data[..])).collect();
+    let bytes = |data: &[f32]| data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    assert!(stored == [(2, &bytes(&one)[..]), (2, &bytes(&other)), (1, &bytes(&one))]);
+}
+
+#[test]
 fn quantised_layers_say_what_they_lost() {
     let mut graph = Graph::new("test", "");
     let x = graph.input("x", DataType::F32, &[1, 64]);
