@@ -23,7 +23,7 @@ use heapless::mpmc;
 pub use mind::{Mind, Order, Report};
 pub use pace::Pace;
 pub use playback::{Gaps, Playback, Played};
-pub use ring::Ringer;
+pub use ring::{Ringer, chime};
 pub use settings::LiveSettings;
 
 use crate::audio::AudioError;
@@ -191,6 +191,9 @@ impl<D: Duplex> Conversation<D> {
             let rings = played == Played::Nothing && self.ringer.frame(self.ringing, self.before, &mut speaker);
             if rings || self.notice {
                 gain = gain.max(ring::LEAST_GAIN);
+            }
+            if rings {
+                self.hearing.tones();
             }
             speaker.iter_mut().for_each(|sample| *sample *= gain);
             self.device.play(&speaker);
@@ -456,7 +459,7 @@ impl<D: Duplex> Conversation<D> {
                     self.waited.first_audio = (ms(self.asked.elapsed()) - self.waited.first_text).max(0.0);
                 }
                 if self.notice {
-                    self.playback.push(&ring::chime(if samples.is_empty() { ring::WORDLESS } else { 1 }));
+                    self.playback.push(&chime(if samples.is_empty() { ring::WORDLESS } else { 1 }));
                 }
                 self.playback.push(&samples);
             }
@@ -467,7 +470,7 @@ impl<D: Duplex> Conversation<D> {
                     tell(&Happening::Failed { turn, question });
                 }
                 if question == self.question && self.notice {
-                    self.playback.push(&ring::chime(ring::WORDLESS));
+                    self.playback.push(&chime(ring::WORDLESS));
                     self.playback.complete();
                 } else if question == self.question {
                     self.input(Input::Failed);

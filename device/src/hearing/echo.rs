@@ -5,8 +5,8 @@
 
 use aec3::api::config::EchoCanceller3Config;
 use aec3::audio_processing::aec3::block::Block;
-use aec3::audio_processing::aec3::block_processor::BlockProcessor;
 
+use super::canceller::Canceller;
 use crate::audio::SAMPLE_RATE;
 use crate::audio::live::{FRAME, Frame};
 
@@ -29,9 +29,12 @@ const AGREE: i32 = 120;
 const REFERENCE_LATE: usize = 2 * FRAME;
 const LATE_MS: i32 = (REFERENCE_LATE * 1000 / SAMPLE_RATE as usize) as i32;
 
+/// Blocks from a frame of tones until its echo is gone: 400 ms.
+const TONES_LAST: usize = 100;
+
 /// The echo canceller of one microphone and one speaker.
 pub struct Echo {
-    processor: BlockProcessor,
+    canceller: Canceller,
     render: Block,
     capture: Block,
     /// The microphone less what the filter expects of the echo, and nothing suppressed.
@@ -43,6 +46,8 @@ pub struct Echo {
     open: Vec<f32>,
     /// The canceller wants no offset: state of the filter that takes it out.
     offset: (f32, f32),
+    /// Blocks until the room has forgotten the tones that were played; see [`Echo::tones`].
+    tones: usize,
 }
 
 impl Default for Echo {
@@ -64,7 +69,7 @@ impl Echo {
         let mut reference = Vec::with_capacity(REFERENCE_LATE + FRAME + BLOCK);
         reference.resize(REFERENCE_LATE, 0.0);
         Self {
-            processor: BlockProcessor::new(config, SAMPLE_RATE as i32, 1, 1),
+            canceller: Canceller::new(&config),
             render: Block::new(1, 1),
             capture: Block::new(1, 1),
             linear: Block::new(1, 1),
@@ -73,6 +78,7 @@ impl Echo {
             clean: vec![0.0; LATE],
             open: vec![0.0; LATE],
             offset: (0.0, 0.0),
+            tones: 0,
         }
     }
 
@@ -95,8 +101,9 @@ impl Echo {
                 saturated |= sample.abs() >= 0.999;
                 *slot = sample * SCALE;
             }
-            self.processor.buffer_render(&self.render);
-            self.processor.process_capture(false, saturated, Some(&mut self.linear), &mut self.capture);
+            let learns = !saturated && self.tones == 0;
+            self.tones = self.tones.saturating_sub(1);
+            self.canceller.step(&self.render, learns, &mut self.linear, &mut self.capture);
             let unscaled = |sample: &f32| (sample / SCALE).clamp(-1.0, 1.0);
             self.clean.extend(self.capture.view(0, 0).iter().map(unscaled));
             self.open.extend(self.linear.view(0, 0).iter().map(unscaled));
@@ -106,6 +113,12 @@ impl Echo {
                 *slot = sample;
             }
         }
+    }
+
+    /// What is played from here on are tones. Nothing can be learnt of the room from a few frequencies, but all that is known of the others
+    /// would be forgotten.
+    pub fn tones(&mut self) {
+        self.tones = TONES_LAST;
     }
 
     /// Samples of what was played that can be taken back.
@@ -126,7 +139,7 @@ impl Echo {
 
     /// The measured delay from the program to the microphone in milliseconds; 0 while it is unknown.
     pub fn loop_delay_ms(&self) -> i32 {
-        match self.processor.get_metrics().delay_ms {
+        match self.canceller.delay_ms() {
             0 => 0,
             measured => measured + LATE_MS,
         }
@@ -134,13 +147,88 @@ impl Echo {
 
     /// By how many dB the echo is made weaker, by the canceller's own estimate.
     pub fn enhancement_db(&self) -> f64 {
-        self.processor.get_metrics().echo_return_loss_enhancement
+        self.canceller.enhancement_db()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A room with one reflection: what is played comes back `late` samples later at half level.
+    struct Reflecting {
+        echo: Echo,
+        past: std::collections::VecDeque<f32>,
+        late: usize,
+    }
+
+    impl Reflecting {
+        fn new(late: usize) -> Self {
+            Self { echo: Echo::new(), past: vec![0.0; SAMPLE_RATE as usize].into(), late }
+        }
+
+        /// By how many dB the echo of the sound is made weaker, from sample `from` on.
+        fn play(&mut self, sound: &[f32], from: usize) -> f32 {
+            let (mut heard, mut left) = (0.0f32, 0.0f32);
+            let (mut clean, mut open) = ([0.0; FRAME], [0.0; FRAME]);
+            for (i, played) in sound.as_chunks::<FRAME>().0.iter().enumerate() {
+                let mut microphone = [0.0; FRAME];
+                for (mic, sample) in microphone.iter_mut().zip(played) {
+                    self.past.push_back(*sample);
+                    self.past.pop_front();
+                    *mic = 0.5 * self.past[self.past.len() - 1 - self.late];
+                }
+                self.echo.step(&microphone, played, &mut clean, &mut open);
+                if i * FRAME >= from {
+                    heard += microphone.iter().map(|x| x * x).sum::<f32>();
+                    left += open.iter().map(|x| x * x).sum::<f32>();
+                }
+            }
+            10.0 * (heard / left.max(1e-9)).log10()
+        }
+    }
+
+    /// Seconds of noise that swells and fades like syllables.
+    fn syllables(seconds: usize) -> Vec<f32> {
+        let (mut state, mut smooth) = (1u32, 0.0f32);
+        (0..seconds * SAMPLE_RATE as usize)
+            .map(|n| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                smooth += 0.3 * ((state >> 16) as f32 / 32_768.0 - 1.0 - smooth);
+                0.4 * ((n as f32 / 800.0).sin() * 0.5 + 0.5) * smooth
+            })
+            .collect()
+    }
+
+    /// Seconds of a sound that is like itself 12 ms later.
+    fn vowel(seconds: usize) -> Vec<f32> {
+        let pulse = |n: usize| if n.is_multiple_of(192) { 0.5 } else { 0.0 };
+        let mut low = 0.0f32;
+        (0..seconds * SAMPLE_RATE as usize)
+            .map(|n| {
+                low += 0.3 * (pulse(n) - low);
+                low
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_vowel_does_not_change_the_delay_and_another_room_does() {
+        let mut room = Reflecting::new(800);
+        room.play(&syllables(8), 0);
+        let delay = room.echo.loop_delay_ms();
+        assert!((30..=60).contains(&delay), "{delay} ms");
+        room.play(&vowel(6), 0);
+        let after = room.play(&syllables(2), 0);
+        println!("after the vowel {after} dB, {} ms", room.echo.loop_delay_ms());
+        assert!(after > 10.0 && room.echo.loop_delay_ms() == delay, "{after} dB, {} ms", room.echo.loop_delay_ms());
+        // The loudspeaker is moved to a device that is 200 ms later.
+        room.late += 3200;
+        let gone = room.play(&syllables(8), 6 * SAMPLE_RATE as usize);
+        println!("moved {gone} dB, {} ms", room.echo.loop_delay_ms());
+        assert!(gone > 15.0, "{gone} dB");
+        assert!((delay + 180..=delay + 220).contains(&room.echo.loop_delay_ms()), "{} ms", room.echo.loop_delay_ms());
+    }
 
     /// Speech-like noise over a path of 50 ms at half level: gone after a few seconds; the delay is found; what is not an echo stays.
     #[test]

@@ -5,6 +5,7 @@
 //! what suppression takes of the user's voice costs more than what is left of the echo.
 
 mod activity;
+mod canceller;
 mod echo;
 mod overlap;
 #[cfg(test)]
@@ -72,6 +73,11 @@ impl Hearing {
             _ => Own::Silent,
         };
         self.activity.step(Heard { samples, own, over })
+    }
+
+    /// The next frame that is played are tones, see [`Echo::tones`].
+    pub fn tones(&mut self) {
+        self.front.tones();
     }
 
     /// The last `count` samples that were played are not heard; see [`Echo::can_take_back`].

@@ -76,6 +76,11 @@ impl Front {
         Signals { microphone: direct, open, clean, played: *played }
     }
 
+    /// See [`Echo::tones`].
+    pub fn tones(&mut self) {
+        self.echo.tones();
+    }
+
     /// The last `count` samples that were played are not heard; see [`Echo::can_take_back`].
     pub fn take_back(&mut self, count: usize) {
         self.echo.take_back(count);

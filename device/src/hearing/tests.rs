@@ -35,13 +35,15 @@ fn play(seed: u64, speech: &[f32], user: Option<(usize, &[f32])>) -> (Hearing, V
     (hearing, changes)
 }
 
+/// Voices with pauses between them.
+fn voices(names: &[&str]) -> Vec<f32> {
+    names.iter().flat_map(|name| voice(name).into_iter().chain([0.0; 8000])).collect()
+}
+
 #[test]
 fn it_does_not_hear_itself_and_hears_who_speaks_over_it() {
     let mut speech = vec![0.0; 16_000];
-    for name in ["10-facts", "16-repeat", "03-arithmetic", "19-time", "22-thermostat", "27-thermostat", "20-timers"] {
-        speech.extend(voice(name));
-        speech.extend([0.0; 8000]);
-    }
+    speech.extend(voices(&["10-facts", "16-repeat", "03-arithmetic", "19-time", "22-thermostat", "27-thermostat", "20-timers"]));
     let user = voice("12-locks");
     let onset = user.chunks(FRAME).position(|frame| frame.iter().any(|x| x.abs() > 0.03)).expect("not silent") * FRAME;
     let (mut alone, mut suspected, mut late) = (0, 0, 0);
@@ -63,6 +65,40 @@ fn it_does_not_hear_itself_and_hears_who_speaks_over_it() {
     // Seven different voices for its own, in the first half minute that the canceller hears of the room: the hardest there is.
     assert!(suspected <= 14, "it holds its own answers {suspected} times");
     assert_eq!(late, 0, "voices noticed too late, or never");
+}
+
+/// A timer that has rung for half a minute: the echo of the next answer is as weak as before, not as strong as in a room never heard.
+#[test]
+fn tones_do_not_make_it_forget_the_room() {
+    let speech = voices(&["10-facts", "16-repeat", "03-arithmetic", "19-time", "22-thermostat", "27-thermostat", "20-timers"]);
+    let (answer, rings) = (voice("12-locks"), crate::conversation::chime(30));
+    for seed in [1, 2] {
+        let mut device = SimDevice::new(Room { seed, stall_every: f64::INFINITY, ..Room::default() }).expect("usual rates");
+        let mut front = Front::default();
+        // By how many dB the echo is made weaker.
+        let gone = [(&speech, false), (&answer, false), (&rings, true), (&answer, false)].map(|(sound, tones)| {
+            let (mut heard, mut left) = (0.0f32, 0.0f32);
+            for played in sound.chunks_exact(FRAME).map(Some).chain([None; 50]) {
+                let mut microphone = [0.0; FRAME];
+                device.listen(&mut microphone).expect("never fails");
+                let mut speaker = [0.0; FRAME];
+                assert!(device.room(), "it does not stand still");
+                if let Some(played) = played {
+                    speaker.copy_from_slice(played);
+                    if tones {
+                        front.tones();
+                    }
+                }
+                device.play(&speaker);
+                let signals = front.step(&microphone, &speaker);
+                heard += signals.microphone.iter().map(|x| x * x).sum::<f32>();
+                left += signals.open.iter().map(|x| x * x).sum::<f32>();
+            }
+            10.0 * (heard / left).log10()
+        });
+        println!("seed {seed}: {gone:.1?} dB");
+        assert!(gone[3] > 8.0 && gone[3] > gone[1] - 4.0, "seed {seed}: {gone:.1?} dB");
+    }
 }
 
 #[test]

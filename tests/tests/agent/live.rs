@@ -203,10 +203,14 @@ impl Bench {
         self.conversation.device().say(voice);
     }
 
-    /// Seconds from the first loud sample of the user to a speaker that is silent; none if it speaks on.
+    /// [`Self::cut_in`] with a sample question.
     pub fn interrupt(&mut self, name: &str) -> Option<f64> {
-        let voice = voice(name);
-        let onset = onset(&voice).expect("it is not silent");
+        self.cut_in(&voice(name))
+    }
+
+    /// Seconds from the first loud sample of the user to a speaker that is silent; none if it speaks on.
+    pub fn cut_in(&mut self, voice: &[f32]) -> Option<f64> {
+        let onset = onset(voice).expect("it is not silent");
         self.conversation.device().say(&voice[onset / FRAME * FRAME..]);
         self.conversation.device().take_loudness();
         let started = self.conversation.device().now();

@@ -5,6 +5,8 @@
 //! ```
 //! Questions in random order with random pauses, into some answers the next question, now and then a door. It prints what was
 //! measured, and fails where a state got stuck, the agent answered itself, an interruption came late or memory grew.
+//!
+//! The questions are the shipped samples, or [`DRAWN`] test questions of the corpus in `SA_LONG_CORPUS`.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -15,6 +17,7 @@ use sa_device::audio::WavSink;
 use sa_device::audio::live::{Duplex, Room};
 use sa_device::pipeline::Agent;
 use sa_device::turns::State;
+use sa_models::corpus::{Corpus, Split};
 
 use super::live::{Bench, agent, nano, of_file, voice};
 
@@ -30,10 +33,13 @@ const GROWTH: f64 = 2.0;
 /// The units are 40 ms long, and where the first of them begins is chance: a question that is understood by a hair is so from some beginnings
 /// only. File mode hears each from so many, as the conversation does.
 const BEGINNINGS: usize = 8;
+/// Questions from a corpus.
+const DRAWN: usize = 200;
 
-/// A sample question that can be understood by itself.
+/// A question that can be understood by itself.
 struct Question {
     name: String,
+    voice: Vec<f32>,
     text: String,
     /// From how many of the beginnings it is understood in file mode, 0 to 1.
     in_file_mode: f64,
@@ -52,19 +58,42 @@ fn in_file_mode(agent: &mut Agent, folder: &Path, voice: &[f32], text: &str) -> 
     understood.count() as f64 / BEGINNINGS as f64
 }
 
-fn questions() -> Vec<Question> {
-    let mut agent = agent();
-    let folder = tempfile::tempdir().expect("a folder");
+/// Neither silence nor a question whose answer, and so the whole course of the conversation, depends on the clock of this computer.
+fn is_asked(category: &str) -> bool {
+    !["nonspeech", "time", "date"].contains(&category)
+}
+
+/// The names, voices and words of the samples.
+fn samples() -> Vec<(String, Vec<f32>, String)> {
     let listing = std::fs::read_to_string(nano().join("samples/samples.jsonl")).expect("the list of samples");
     let rows = listing.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
-    // Without those whose answer, and so the whole course of the conversation, depends on the clock of this computer.
-    rows.filter(|row| !["nonspeech", "time", "date"].iter().any(|category| row["category"] == *category))
+    rows.filter(|row| row["category"].as_str().is_some_and(is_asked))
         .map(|row| {
             let field = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
             let name = field("wav").trim_end_matches(".wav").to_owned();
-            let text = field("text");
-            let in_file_mode = in_file_mode(&mut agent, folder.path(), &voice(&name), &text);
-            Question { name, text, in_file_mode }
+            let voice = voice(&name);
+            (name, voice, field("text"))
+        })
+        .collect()
+}
+
+/// The same of test questions of a corpus.
+fn from_corpus(folder: &Path) -> Vec<(String, Vec<f32>, String)> {
+    let corpus = Corpus::open(folder).expect("a corpus");
+    let questions: Vec<_> = corpus.questions(Split::Test).iter().filter(|question| is_asked(&question.category)).collect();
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(20);
+    let drawn = questions.choose_multiple(&mut rng, DRAWN);
+    drawn.map(|question| (question.id.clone(), corpus.audio(question).expect("readable"), question.text.clone())).collect()
+}
+
+fn questions() -> Vec<Question> {
+    let mut agent = agent();
+    let folder = tempfile::tempdir().expect("a folder");
+    let said = std::env::var("SA_LONG_CORPUS").map_or_else(|_| samples(), |corpus| from_corpus(corpus.as_ref()));
+    said.into_iter()
+        .map(|(name, voice, text)| {
+            let in_file_mode = in_file_mode(&mut agent, folder.path(), &voice, &text);
+            Question { name, voice, text, in_file_mode }
         })
         .collect()
 }
@@ -135,7 +164,7 @@ fn a_long_conversation() {
         let into = next.is_some();
         let question = next.take().unwrap_or_else(|| {
             let question = questions.choose(&mut rng).expect("there are some");
-            bench.say(&question.name);
+            bench.hear(&question.voice);
             question
         });
         tally.asked += 1;
@@ -153,7 +182,7 @@ fn a_long_conversation() {
             if bench.conversation.state() == State::Speaking {
                 sound = true;
                 let other = questions.choose(&mut rng).expect("there are some");
-                let seconds = bench.interrupt(&other.name);
+                let seconds = bench.cut_in(&other.voice);
                 if let (Some(seconds), true) = (seconds, bench.listens(1.0)) {
                     if seconds > LATE {
                         let at = bench.conversation.device().now();
