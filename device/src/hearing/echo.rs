@@ -62,8 +62,8 @@ impl Echo {
         let mut config = EchoCanceller3Config::default();
         config.filter.main.length_blocks = LENGTH;
         config.filter.shadow.length_blocks = LENGTH;
-        // The speaker's port keeps the delay as it is; the canceller, as it comes, takes another one for true some twenty times an hour, and
-        // begins anew with an empty filter each time: for an early reflection that is none, or for a vowel that is like itself a little later.
+        // As it comes, the estimator finds delays that are none some twenty times an hour: for an early reflection, or for a vowel that is
+        // like itself a little later. Most of them it does not find like this; the canceller keeps to the right one against the others.
         config.delay.detect_pre_echo = false;
         config.delay.delay_selection_thresholds.converged = AGREE;
         let mut reference = Vec::with_capacity(REFERENCE_LATE + FRAME + BLOCK);
