@@ -15,13 +15,13 @@ bin=$CARGO_TARGET_DIR/debug
 # Rooms and training have the hash of what they are made of in their names, so that nothing older is taken for them. Of the sources, for the
 # program has the weights in it that are made here.
 hash_of() { cat "$@" | sha256sum | head -c 12; }
-room=(tests/src/bin/rooms.rs device/src/hearing/{overlap,echo}.rs device/src/audio/live/{sim,callback,port}.rs models/src/corpus/augment.rs)
+room=(tests/src/bin/rooms.rs device/src/hearing/{overlap,echo,canceller}.rs device/src/audio/live/{sim,callback,port}.rs models/src/corpus/augment.rs)
 rooms=$run/rooms-$(hash_of "${room[@]}" "$corpus/manifest.json")
 training=$run/training-$(hash_of <(echo "${rooms##*/}") models/src/overlap/*.rs)
 
-"$bin/rooms" "$corpus" --output "$rooms" --rooms 170 --seed 31 &
+"$bin/rooms" "$corpus" --output "$rooms" --rooms 340 --seed 31 &
 trap 'kill $! 2>/dev/null || :' EXIT
-"$bin/rooms" "$corpus" --output "$rooms" --rooms 70 --seed 32 --usual
+"$bin/rooms" "$corpus" --output "$rooms" --rooms 140 --seed 32 --usual
 wait $!
 trap - EXIT
 "$bin/sa-align" overlap --corpus "$rooms" --output "$training" ${STEPS:+--steps "$STEPS"}

@@ -153,7 +153,9 @@ impl SimDevice {
     }
 
     fn speaker_period(&mut self) {
-        let frames = (f64::from(self.room.speaker_rate) * PERIOD) as usize;
+        // A period need not be a whole number of samples: at 22,050 Hz every other one is longer.
+        let until = |periods: u64| (periods as f64 * f64::from(self.room.speaker_rate) * PERIOD + 1e-6) as usize;
+        let frames = until(self.speaker_periods + 1) - until(self.speaker_periods);
         let mut data = vec![0.0f32; frames * 2];
         let now = self.late(self.speaker_periods as f64 * PERIOD / (1.0 + self.room.drift_ppm / 1e6));
         self.speaker_callback.fill(now, &mut data, |x| x);
@@ -317,6 +319,15 @@ mod tests {
         assert!(rest < 0.002, "that fades: {rest}");
         let counts = device.counts();
         assert_eq!((counts.dropped, counts.invented), (0, 0));
+    }
+
+    #[test]
+    fn the_speaker_plays_as_many_samples_as_its_rate_says() {
+        for speaker_rate in [16_000, 22_050, 44_100, 48_000] {
+            let room = Room { speaker_rate, drift_ppm: 0.0, stall_every: f64::INFINITY, ..Room::default() };
+            let played = run(room, 10).0.counts().played;
+            assert!(played.abs_diff(u64::from(speaker_rate) * 10) < u64::from(speaker_rate) / 50, "{played} samples at {speaker_rate} Hz");
+        }
     }
 
     #[test]
