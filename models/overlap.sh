@@ -15,7 +15,7 @@ bin=$CARGO_TARGET_DIR/debug
 # Rooms and training have the hash of what they are made of in their names, so that nothing older is taken for them. Of the sources, for the
 # program has the weights in it that are made here.
 hash_of() { cat "$@" | sha256sum | head -c 12; }
-room=(tests/src/bin/rooms.rs device/src/hearing/{overlap,echo,canceller}.rs device/src/audio/live/{sim,callback,port}.rs models/src/corpus/augment.rs)
+room=(tests/src/bin/rooms.rs tests/src/room.rs device/src/hearing/{overlap,echo,canceller}.rs device/src/audio/live/{sim,callback,port}.rs models/src/corpus/augment.rs)
 rooms=$run/rooms-$(hash_of "${room[@]}" "$corpus/manifest.json")
 training=$run/training-$(hash_of <(echo "${rooms##*/}") models/src/overlap/*.rs)
 

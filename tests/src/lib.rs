@@ -1,10 +1,12 @@
 //! Helpers for the tests that span crates: the shipped bundle and its sample questions, `sa-agent` run as a user runs it,
-//! and WAV files in all the forms that users have.
+//! WAV files in all the forms that users have, and rooms that they may live in.
 
 mod agent;
+mod room;
 mod wave;
 
 pub use agent::{Outcome, Talk};
+pub use room::any_room;
 pub use wave::{Form, LOUD, levels, onset, question_in, read_wav, write_wav};
 
 use std::path::{Path, PathBuf};

@@ -6,7 +6,8 @@
 //! Questions in random order with random pauses, into some answers the next question, now and then a door. It prints what was
 //! measured, and fails where a state got stuck, the agent answered itself, an interruption came late or memory grew.
 //!
-//! The questions are the shipped samples, or [`DRAWN`] test questions of the corpus in `SA_LONG_CORPUS`.
+//! The questions are the shipped samples, or [`DRAWN`] test questions of the corpus in `SA_LONG_CORPUS`. The room is that of the issue (echo at
+//! -8 dB, 250 ms of reverberation, 100 ppm), or any room with the seed `SA_LONG_ROOM`.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -18,6 +19,7 @@ use sa_device::audio::live::{Duplex, Room};
 use sa_device::pipeline::Agent;
 use sa_device::turns::State;
 use sa_models::corpus::{Corpus, Split};
+use sa_tests::any_room;
 
 use super::live::{Bench, agent, nano, of_file, voice};
 
@@ -152,9 +154,18 @@ impl Tally {
 #[ignore = "takes minutes; see the module"]
 fn a_long_conversation() {
     let minutes: f64 = std::env::var("SA_LONG_MINUTES").map_or(60.0, |text| text.parse().expect("minutes"));
-    let questions = questions();
+    let mut questions = questions();
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(20);
-    let mut bench = Bench::new(Room { seed: 20, ..Room::default() });
+    let (room, user_db) = match std::env::var("SA_LONG_ROOM") {
+        Ok(seed) => any_room(&mut rand_chacha::ChaCha8Rng::seed_from_u64(seed.parse().expect("a number"))),
+        Err(_) => (Room { seed: 20, ..Room::default() }, 0.0),
+    };
+    println!("{room:?}, the user at {user_db:.1} dB");
+    let gain = 10f32.powf(user_db / 20.0);
+    for question in &mut questions {
+        question.voice.iter_mut().for_each(|sample| *sample *= gain);
+    }
+    let mut bench = Bench::new(room);
     let mut tally = Tally::default();
     let (started, mut quiet, mut early, mut reported) = (std::time::Instant::now(), None, None, 0);
     let mut next: Option<&Question> = None;
