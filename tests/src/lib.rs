@@ -41,6 +41,13 @@ pub struct Sample {
     pub follows: bool,
 }
 
+impl Sample {
+    /// Its file's name without `.wav`.
+    pub fn name(&self) -> String {
+        self.wav.with_extension("").file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+}
+
 /// The committed samples, with paths that can be opened.
 pub fn samples() -> Result<Vec<Sample>> {
     let folder = root().join("models/pretrained/nano/samples");

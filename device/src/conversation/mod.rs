@@ -23,7 +23,8 @@ use heapless::mpmc;
 pub use mind::{Mind, Order, Report};
 pub use pace::Pace;
 pub use playback::{Gaps, Playback, Played};
-pub use ring::{Ringer, chime};
+pub use ring::Ringer;
+pub(crate) use ring::chime;
 pub use settings::LiveSettings;
 
 use crate::audio::AudioError;

@@ -35,15 +35,16 @@ fn play(seed: u64, speech: &[f32], user: Option<(usize, &[f32])>) -> (Hearing, V
     (hearing, changes)
 }
 
-/// Voices with pauses between them.
-fn voices(names: &[&str]) -> Vec<f32> {
-    names.iter().flat_map(|name| voice(name).into_iter().chain([0.0; 8000])).collect()
+/// Seven voices with pauses between them.
+fn voices() -> Vec<f32> {
+    let names = ["10-facts", "16-repeat", "03-arithmetic", "19-time", "22-thermostat", "27-thermostat", "20-timers"];
+    names.into_iter().flat_map(|name| voice(name).into_iter().chain([0.0; 8000])).collect()
 }
 
 #[test]
 fn it_does_not_hear_itself_and_hears_who_speaks_over_it() {
     let mut speech = vec![0.0; 16_000];
-    speech.extend(voices(&["10-facts", "16-repeat", "03-arithmetic", "19-time", "22-thermostat", "27-thermostat", "20-timers"]));
+    speech.extend(voices());
     let user = voice("12-locks");
     let onset = user.chunks(FRAME).position(|frame| frame.iter().any(|x| x.abs() > 0.03)).expect("not silent") * FRAME;
     let (mut alone, mut suspected, mut late) = (0, 0, 0);
@@ -70,8 +71,7 @@ fn it_does_not_hear_itself_and_hears_who_speaks_over_it() {
 /// A timer that has rung for half a minute: the echo of the next answer is as weak as before, not as strong as in a room never heard.
 #[test]
 fn tones_do_not_make_it_forget_the_room() {
-    let speech = voices(&["10-facts", "16-repeat", "03-arithmetic", "19-time", "22-thermostat", "27-thermostat", "20-timers"]);
-    let (answer, rings) = (voice("12-locks"), crate::conversation::chime(30));
+    let (speech, answer, rings) = (voices(), voice("12-locks"), crate::conversation::chime(30));
     for seed in [1, 2] {
         let mut device = SimDevice::new(Room { seed, stall_every: f64::INFINITY, ..Room::default() }).expect("usual rates");
         let mut front = Front::default();

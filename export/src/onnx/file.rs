@@ -71,8 +71,8 @@ impl OnnxFile {
 
 /// Gives the content of a tensor, piece by piece: no second copy of a large one is made.
 pub(super) type Pieces<'a> = &'a dyn Fn(Sink);
-/// What takes the pieces.
-pub(super) type Sink<'a> = &'a mut dyn FnMut(&[u8]);
+/// What takes the pieces, and says whether it wants the next one.
+pub(super) type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> bool;
 
 /// The initialisers so far, as they will stand in the file. What goes wrong is told at the end: drawing cannot fail.
 pub(super) struct Spool {
@@ -93,11 +93,12 @@ impl Spool {
         let mut start = Vec::new();
         length_delimited(INITIALIZER, head.len() + bytes, &mut start);
         let mut written = file.write_all(&start).and_then(|()| file.write_all(&head));
-        pieces(&mut |piece| {
-            if written.is_ok() {
+        if written.is_ok() {
+            pieces(&mut |piece| {
                 written = file.write_all(piece);
-            }
-        });
+                written.is_ok()
+            });
+        }
         let place = self.bytes + start.len() + head.len();
         match written {
             Ok(()) => self.bytes = place + bytes,
@@ -111,11 +112,14 @@ impl Spool {
         let Ok(file) = &mut self.file else { return false };
         let mut same = file.flush().is_ok();
         let (mut place, mut stored) = (place, Vec::new());
-        pieces(&mut |piece| {
-            stored.resize(piece.len(), 0);
-            same = same && file.get_ref().read_exact_at(&mut stored, place).is_ok() && stored == piece;
-            place += piece.len() as u64;
-        });
+        if same {
+            pieces(&mut |piece| {
+                stored.resize(piece.len(), 0);
+                same = file.get_ref().read_exact_at(&mut stored, place).is_ok() && stored == piece;
+                place += piece.len() as u64;
+                same
+            });
+        }
         same
     }
 
@@ -151,7 +155,9 @@ pub(super) fn in_pieces<T: Copy, const N: usize>(data: &[T], bytes: impl Fn(T) -
         for piece in data.chunks(PIECE) {
             let buffer = &mut buffer[..piece.len()];
             buffer.iter_mut().zip(piece).for_each(|(to, x)| *to = bytes(*x));
-            sink(buffer.as_flattened());
+            if !sink(buffer.as_flattened()) {
+                break;
+            }
         }
     }
 }

@@ -301,7 +301,9 @@ impl Graph {
     }
 
     pub fn constant_u8(&mut self, name: &str, shape: &[usize], data: &[u8]) -> Value {
-        self.constant(name, shape, DataType::U8, data.len(), &|sink| sink(data))
+        self.constant(name, shape, DataType::U8, data.len(), &|sink| {
+            sink(data);
+        })
     }
 
     pub fn scalar(&mut self, value: f32) -> Value {
@@ -401,13 +403,10 @@ impl Graph {
 
 /// A hash of the first of the pieces.
 fn fingerprint(pieces: Pieces) -> u64 {
-    let mut hasher = None;
+    let mut hasher = DefaultHasher::new();
     pieces(&mut |piece| {
-        hasher.get_or_insert_with(|| {
-            let mut hasher = DefaultHasher::new();
-            piece.hash(&mut hasher);
-            hasher
-        });
+        piece.hash(&mut hasher);
+        false
     });
-    hasher.unwrap_or_default().finish()
+    hasher.finish()
 }

@@ -2,7 +2,7 @@
 
 use sa_device::pipeline::Agent;
 
-use super::live::{agent, nano, voice};
+use super::live::{agent, voice};
 
 /// What the agent thinks after these samples and 300 ms of a quiet room; the question is thrown away.
 fn ask(agent: &mut Agent, samples: &[f32]) -> f32 {
@@ -26,14 +26,9 @@ fn a_question_that_breaks_off_does_not_seem_complete() {
     let mut agent = agent();
     agent.begin("silence").expect("begins");
     assert_eq!(agent.complete().expect("runs"), None, "nothing was heard");
-    let listing = std::fs::read_to_string(nano().join("samples/samples.jsonl")).expect("the list of samples");
     let (mut whole, mut cut) = (Vec::new(), Vec::new());
-    for line in listing.lines() {
-        let row: serde_json::Value = serde_json::from_str(line).expect("JSON");
-        if row["category"] == "nonspeech" {
-            continue;
-        }
-        let voice = voice(row["wav"].as_str().expect("a name").trim_end_matches(".wav"));
+    for sample in sa_tests::samples().expect("the list of samples").iter().filter(|sample| sample.category != "nonspeech") {
+        let voice = voice(&sample.name());
         let level = |at: usize| voice[at..at + 320].iter().map(|x| x * x).sum::<f32>();
         let middle = voice.len() / 2;
         let softest = (middle - 2400..middle + 2400).step_by(160).min_by(|a, b| level(*a).total_cmp(&level(*b))).expect("some");

@@ -21,7 +21,7 @@ use sa_device::turns::State;
 use sa_models::corpus::{Corpus, Split};
 use sa_tests::any_room;
 
-use super::live::{Bench, agent, nano, of_file, voice};
+use super::live::{Bench, agent, of_file, voice};
 
 /// What interruption is late, in seconds.
 const LATE: f64 = 0.2;
@@ -67,16 +67,8 @@ fn is_asked(category: &str) -> bool {
 
 /// The names, voices and words of the samples.
 fn samples() -> Vec<(String, Vec<f32>, String)> {
-    let listing = std::fs::read_to_string(nano().join("samples/samples.jsonl")).expect("the list of samples");
-    let rows = listing.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
-    rows.filter(|row| row["category"].as_str().is_some_and(is_asked))
-        .map(|row| {
-            let field = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
-            let name = field("wav").trim_end_matches(".wav").to_owned();
-            let voice = voice(&name);
-            (name, voice, field("text"))
-        })
-        .collect()
+    let asked = sa_tests::samples().expect("the list of samples").into_iter().filter(|sample| is_asked(&sample.category));
+    asked.map(|sample| (sample.name(), voice(&sample.name()), sample.text)).collect()
 }
 
 /// The same of test questions of a corpus.
