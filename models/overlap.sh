@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The detector of a user who speaks over the agent: simulates rooms, trains, and puts the weights into the device's source. Goes on where it
-# was stopped; a quarter of an hour on two cores.
+# was stopped; half an hour on two cores.
 #   models/overlap.sh CORPUS [RUN_FOLDER]        the corpus of `make train`: runs/nano/corpus
 # STEPS=200 models/overlap.sh … trains less (as long as `sa-align overlap` where empty).
 set -euo pipefail
@@ -19,9 +19,9 @@ room=(tests/src/bin/rooms.rs tests/src/room.rs device/src/hearing/{overlap,echo,
 rooms=$run/rooms-$(hash_of "${room[@]}" "$corpus/manifest.json")
 training=$run/training-$(hash_of <(echo "${rooms##*/}") models/src/overlap/*.rs)
 
-"$bin/rooms" "$corpus" --output "$rooms" --rooms 170 --seed 31 &
+"$bin/rooms" "$corpus" --output "$rooms" --rooms 340 --seed 31 &
 trap 'kill $! 2>/dev/null || :' EXIT
-"$bin/rooms" "$corpus" --output "$rooms" --rooms 70 --seed 32 --usual
+"$bin/rooms" "$corpus" --output "$rooms" --rooms 140 --seed 32 --usual
 wait $!
 trap - EXIT
 "$bin/sa-align" overlap --corpus "$rooms" --output "$training" ${STEPS:+--steps "$STEPS"}
