@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::ConversationError;
 use crate::audio::{AudioDevice, AudioError, Capture, SAMPLE_RATE};
 use crate::field;
-use crate::pipeline::{Agent, AgentError, Event, Stopped, Turn};
+use crate::pipeline::{Agent, AgentError, Event, Guess, Stopped, Turn};
 use crate::tools::{Due, Now};
 
 /// Samples that are heard at once, 320 ms: between two pieces it is asked whether the question is still wanted.
@@ -28,8 +28,9 @@ pub enum Order {
     Push(u64, Vec<f32>),
     /// Does this question seem complete?
     Complete(u64),
-    /// It is over: answer it, as long as its number is wanted.
-    Answer(u64),
+    /// It is over: answer it, as long as its number is wanted. Not addressed, it may be meant for somebody else, or be no voice: without a word
+    /// in it nothing is answered, but behind the wake phrase.
+    Answer { question: u64, addressed: bool },
     /// Say this, which belongs to no conversation, as if it were the answer to the question of this number: all of it at once, and no
     /// samples if it cannot be said.
     Say(u64, String),
@@ -52,8 +53,8 @@ pub enum Report {
     Called(u64),
     /// There is nothing to answer: the wake phrase was not said, or nothing behind it.
     NotAsked(u64),
-    /// How probable it is that the question is complete.
-    Complete(u64, f32),
+    /// How probable it is that the question is complete, and what the model hears in it; none if that cannot be told.
+    Complete(u64, Option<Guess>),
     /// See [`Event`].
     Event(u64, Event),
     /// More of the answer.
@@ -227,7 +228,7 @@ impl Worker {
     fn carry_out(&mut self, order: Order, shared: &Shared, report: &mut dyn FnMut(Report)) {
         let question = match order {
             Order::Begin { question, .. } | Order::Push(question, _) | Order::Complete(question) => question,
-            Order::Answer(question) | Order::Say(question, _) => question,
+            Order::Answer { question, .. } | Order::Say(question, _) => question,
             _ => shared.wanted.load(Relaxed),
         };
         if let Err(error) = self.try_to(order, shared, report) {
@@ -250,12 +251,10 @@ impl Worker {
             Order::Push(question, samples) => self.push(question, samples, shared, report),
             Order::Complete(question) if !shared.wants(question) => Ok(()),
             Order::Complete(question) => {
-                if let Some(p) = self.agent.complete()? {
-                    report(Report::Complete(question, p));
-                }
+                report(Report::Complete(question, self.agent.complete()?));
                 Ok(())
             }
-            Order::Answer(question) => self.answer(question, shared, report),
+            Order::Answer { question, addressed } => self.answer(question, addressed, shared, report),
             Order::Say(question, text) if shared.wants(question) => self.say(question, &text, shared, report),
             Order::Begin { .. } | Order::Say(..) => Ok(()),
             Order::Abandon => {
@@ -316,7 +315,7 @@ impl Worker {
         self.rang = ringing;
     }
 
-    fn answer(&mut self, question: u64, shared: &Shared, report: &mut dyn FnMut(Report)) -> Result<(), AgentError> {
+    fn answer(&mut self, question: u64, addressed: bool, shared: &Shared, report: &mut dyn FnMut(Report)) -> Result<(), AgentError> {
         if !shared.wants(question) {
             return self.agent.abandon();
         }
@@ -325,6 +324,9 @@ impl Worker {
         if !asked {
             report(Report::NotAsked(question));
             return self.agent.abandon();
+        }
+        if !addressed && !self.called {
+            self.agent.overhear();
         }
         if self.called {
             // The sound has the phrase in it, which is no part of the question: a replay goes by the units.

@@ -6,6 +6,7 @@
 //! [`Conversation::frame`] is one round of 10 ms; call it for ever. Time is counted in frames of the microphone, so that the same
 //! conversation takes place on a simulated clock as on a real one. [`Happening`] is what it tells.
 
+mod guess;
 mod happening;
 mod mind;
 mod notice;
@@ -34,8 +35,8 @@ use crate::pipeline::Event;
 use crate::tools::Volume;
 use crate::turns::{Action, Input, State, Time, Timeouts, Turns};
 
-/// Silence after which the agent is asked whether the question is complete: the tokenizer is 200 ms late.
-const GUESS_AFTER: Duration = Duration::from_millis(260);
+/// An agent that is so far behind the user is asked nothing besides.
+const BEHIND: Duration = Duration::from_millis(500);
 
 /// Why a conversation cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +91,8 @@ pub struct Conversation<D: Duplex> {
     woken: bool,
     /// What is being heard was heard before: the user went on.
     again: bool,
+    /// The talk key was pressed for it.
+    keyed: bool,
     /// With a wake phrase: when the last exchange was, until it is forgotten. Talk that is not meant for the agent keeps nothing alive.
     exchanged: Option<Time>,
     /// The state before this frame's inputs, and the one that was told last.
@@ -104,8 +107,7 @@ pub struct Conversation<D: Duplex> {
     waited: Waited,
     /// When the voice ended, and when the question did: in the sound, and on the wall.
     voice_ended: Time,
-    /// The agent has not been asked yet whether the question is complete.
-    guess: bool,
+    guesses: guess::Guesses,
     asked: Instant,
     complained: Counts,
     /// Does the agent keep up, and did it when that was told last?
@@ -135,6 +137,7 @@ impl<D: Duplex> Conversation<D> {
             needs_phrase: false,
             woken: false,
             again: false,
+            keyed: false,
             exchanged: None,
             before: State::Idle,
             told: State::Idle,
@@ -143,7 +146,7 @@ impl<D: Duplex> Conversation<D> {
             ending: None,
             waited: Waited::default(),
             voice_ended: Duration::ZERO,
-            guess: false,
+            guesses: guess::Guesses::default(),
             asked: Instant::now(),
             complained: Counts::default(),
             pace: Pace::default(),
@@ -212,7 +215,7 @@ impl<D: Duplex> Conversation<D> {
             Some(Change::Began(since)) => self.input(Input::SpeechStarted { since }),
             Some(Change::Ended(at)) => {
                 self.voice_ended = at;
-                self.guess = true;
+                self.guesses.pause();
                 self.input(Input::SpeechEnded { at });
             }
             None => {}
@@ -226,6 +229,7 @@ impl<D: Duplex> Conversation<D> {
                         self.input(Input::Failed);
                     }
                     self.input(Input::KeyDown);
+                    self.keyed = true;
                 }
                 Control::KeyUp => self.input(Input::KeyUp),
                 Control::Stop => self.quiet(),
@@ -240,11 +244,7 @@ impl<D: Duplex> Conversation<D> {
         if !self.unspoken && self.pushed.is_some_and(|pushed| self.hearing.now() >= pushed + Duration::from_millis(20)) {
             self.push();
         }
-        let silent = self.hearing.now().saturating_sub(self.voice_ended) >= GUESS_AFTER;
-        if self.guess && silent && !self.hearing.activity().speaking() && self.turns.state() == State::Listening {
-            self.guess = false;
-            self.mind.order(Order::Complete(self.question));
-        }
+        self.ask_whether_complete();
         // Talk that is not meant for the agent is nobody's business.
         let state = if self.asleep() { State::Idle } else { self.turns.state() };
         if state != self.told {
@@ -276,6 +276,16 @@ impl<D: Duplex> Conversation<D> {
         }
     }
 
+    /// In a pause, and where a voice goes on that may be somebody else's.
+    fn ask_whether_complete(&mut self) {
+        let voice = self.hearing.activity().speaking();
+        let by_voice = !self.unspoken && !self.settings.turns.push_to_talk && self.mind.behind() < BEHIND;
+        let listens = self.turns.state() == State::Listening && (by_voice || !voice);
+        if listens && self.guesses.due(self.hearing.now(), voice, self.voice_ended) {
+            self.mind.order(Order::Complete(self.question));
+        }
+    }
+
     fn input(&mut self, input: Input) {
         for action in self.turns.step(self.hearing.now(), input) {
             self.act(action);
@@ -289,6 +299,7 @@ impl<D: Duplex> Conversation<D> {
                 self.notice = false;
                 self.mind.want(self.question);
                 self.begin_question(since);
+                self.guesses.begin(self.hearing.now());
                 self.mind.order(Order::Begin { question: self.question, asleep: self.needs_phrase });
                 self.pushed = Some(since);
                 self.unspoken = !self.hearing.activity().speaking();
@@ -304,9 +315,12 @@ impl<D: Duplex> Conversation<D> {
                 self.pushed = None;
                 self.playback.clear();
                 self.asked = Instant::now();
-                let endpoint = self.hearing.now().saturating_sub(self.voice_ended);
+                let now = self.hearing.now();
+                // Where somebody speaks on, the user's voice ended with the last word that is known of.
+                let ended = if self.hearing.activity().speaking() { self.guesses.last_word().unwrap_or(now) } else { self.voice_ended };
+                let endpoint = now.saturating_sub(ended);
                 self.waited = Waited { endpoint: ms(endpoint), ..Waited::default() };
-                self.mind.order(Order::Answer(self.question));
+                self.mind.order(Order::Answer { question: self.question, addressed: self.keyed });
             }
             Action::Abandon => {
                 self.drop_question();
@@ -351,6 +365,7 @@ impl<D: Duplex> Conversation<D> {
             let from_rest = self.before == State::Idle || self.asleep();
             self.needs_phrase = from_rest && !self.ringing && self.sleeps(since);
             self.woken = false;
+            self.keyed = false;
         }
     }
 
@@ -450,9 +465,12 @@ impl<D: Duplex> Conversation<D> {
                     self.input(Input::Read { understood: false });
                 }
             }
-            Report::Complete(question, p) => {
-                if question == self.question && !self.hearing.activity().speaking() {
-                    self.input(Input::Complete(p));
+            Report::Complete(question, guess) if question == self.question => {
+                let lasted = self.guesses.hears(guess.as_ref().map(|guess| guess.transcript.as_str()));
+                match (guess, lasted) {
+                    (Some(guess), _) if !self.hearing.activity().speaking() => self.input(Input::Complete(guess.complete)),
+                    (Some(guess), Some(lasted)) => self.input(Input::NoNewWord { lasted, complete: guess.complete }),
+                    _ => {}
                 }
             }
             Report::Samples(question, samples) if question == self.question => {
@@ -496,7 +514,7 @@ impl<D: Duplex> Conversation<D> {
             }
             Report::Abandoned(turn, question) => tell(&Happening::Abandoned { turn, question }),
             // Of a question that nobody asks any more.
-            Report::Samples(..) | Report::Done(_) => {}
+            Report::Samples(..) | Report::Done(_) | Report::Complete(..) => {}
             // `Mind::report` makes an error of it.
             Report::Dead(_) => {}
         }

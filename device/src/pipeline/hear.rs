@@ -8,6 +8,16 @@ use super::{Agent, AgentError};
 use crate::audio::{AudioError, Capture, Captured};
 use crate::stage::LmInput;
 
+/// What the model hears in a question that may not be over.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Guess {
+    /// How probable it is that the question is complete, 0 to 1: how sure the model is of the transcript, to its end. Of a question that breaks
+    /// off it cannot be: it guesses words that were not said.
+    pub complete: f32,
+    /// The transcript as it would be now.
+    pub transcript: String,
+}
+
 /// What was heard until now. The groups that are complete are in the cache already.
 pub(super) struct Heard {
     pub source: String,
@@ -27,6 +37,8 @@ pub(super) struct Heard {
     energies: Vec<f32>,
     /// Samples that were taken away with the wake phrase.
     skipped: usize,
+    /// See [`Agent::overhear`].
+    pub overheard: bool,
 }
 
 /// Has the wake phrase been said?
@@ -74,6 +86,7 @@ impl Agent {
             called: Called::NeedNot,
             energies: Vec::new(),
             skipped: 0,
+            overheard: false,
         });
         Ok(())
     }
@@ -95,6 +108,13 @@ impl Agent {
     /// Has the wake phrase been heard in this question?
     pub fn called(&self) -> bool {
         self.heard.as_ref().is_some_and(|heard| matches!(heard.called, Called::Yes(_)))
+    }
+
+    /// Nobody need have spoken to the agent in this question: if it hears no word in it, that is silence.
+    pub fn overhear(&mut self) {
+        if let Some(heard) = &mut self.heard {
+            heard.overheard = true;
+        }
     }
 
     /// The question is over: is there anything to answer? What began asleep needs the wake phrase, and something said behind it.
@@ -170,13 +190,12 @@ impl Agent {
         if heard.loud && !asleep { self.read_groups(heard, false) } else { Ok(()) }
     }
 
-    /// How probable it is that the question that is being heard is complete, 0 to 1: how sure the model is of the transcript that it
-    /// would write now, to its end. Of a question that breaks off it cannot be: it guesses words that were not said. None where that cannot be told: nothing was heard yet, or the model writes no transcripts. The question goes on as if it had
-    /// not been asked.
+    /// What the model hears in the question that is open, which goes on as if it had not been asked. None where that cannot be told: nothing
+    /// was heard yet, or the model writes no transcripts.
     ///
     /// # Errors
     /// See [`Agent::begin`].
-    pub fn complete(&mut self) -> Result<Option<f32>, AgentError> {
+    pub fn complete(&mut self) -> Result<Option<Guess>, AgentError> {
         let Some(heard) = self.heard.as_ref().filter(|heard| heard.loud && heard.read > 0) else { return Ok(None) };
         let before = self.lm.position();
         if !self.bundle.manifest().transcript || before + self.settings.transcript_words >= heard.limit {

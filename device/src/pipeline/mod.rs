@@ -29,6 +29,7 @@ mod voice;
 use std::time::{Duration, Instant};
 
 pub use event::{CallReport, Event, Past, Stopped, Timing, Turn};
+pub use hear::Guess;
 pub use settings::Settings;
 
 use crate::audio::{AudioDevice, AudioError, Capture};
@@ -212,6 +213,7 @@ impl Agent {
         let Some(mut heard) = self.heard.take() else { return Err(AudioError::Stopped.into()) };
         self.end_hearing(&mut heard)?;
         let manifest = self.bundle.manifest();
+        let overheard = heard.overheard;
         let question_s = heard.asked_samples() as f64 / f64::from(manifest.sample_rate);
         let mut turn = Turn { turn_id: self.turn_id, source: heard.source, context: self.history.past(), question_s, ..Turn::default() };
         turn.question_units = heard.units;
@@ -225,7 +227,7 @@ impl Agent {
             self.report(&mut turn, listener);
             return Ok(turn);
         }
-        match self.respond(&mut turn, &mut clock, device, listener, go_on) {
+        match self.respond(overheard, &mut turn, &mut clock, device, listener, go_on) {
             Ok(()) => Ok(turn),
             Err(error) => {
                 (turn.stopped, turn.problem) = (Stopped::Failed, Some(error.to_string()));
@@ -238,6 +240,7 @@ impl Agent {
     /// Everything after the question was heard.
     fn respond(
         &mut self,
+        overheard: bool,
         turn: &mut Turn,
         clock: &mut Clock,
         device: &mut dyn AudioDevice,
@@ -247,9 +250,15 @@ impl Agent {
         let asked = self.lm.position();
         let transcript_first = self.bundle.manifest().transcript;
         if transcript_first {
-            self.transcribe(turn, clock, listener)?;
+            self.transcribe(overheard, turn, clock, listener)?;
         } else {
             self.lm.step(LmInput::Token(self.special.agent))?;
+        }
+        if turn.stopped == Stopped::Silence {
+            device.discard();
+            turn.timing_ms.total = clock.ms();
+            self.report(turn, listener);
+            return self.rewind();
         }
         self.tools.heard(&turn.transcript);
         if go_on() {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Agent, AgentError, CallReport, Clock, Event, Listener, Stopped, Turn};
+use super::{Agent, AgentError, CallReport, Clock, Event, Guess, Listener, Stopped, Turn};
 use crate::stage::LmInput;
 
 /// Positions that are kept free, so that what follows a full context can still be closed.
@@ -18,12 +18,22 @@ pub(super) enum Next {
 }
 
 impl Agent {
-    /// The model's transcript, up to `<agent>`, which is read.
-    pub(super) fn transcribe(&mut self, turn: &mut Turn, clock: &Clock, listener: &mut Listener) -> Result<(), AgentError> {
+    /// The model's transcript, up to `<agent>`, which is read. Without a word, what was overheard is silence.
+    pub(super) fn transcribe(
+        &mut self,
+        overheard: bool,
+        turn: &mut Turn,
+        clock: &Clock,
+        listener: &mut Listener,
+    ) -> Result<(), AgentError> {
         turn.transcript = self.write_words(self.special.agent, self.settings.transcript_words)?;
         self.lm.step(LmInput::Token(self.special.agent))?;
         turn.timing_ms.transcript = clock.ms();
-        listener(&Event::Heard { turn_id: turn.turn_id, transcript: turn.transcript.clone(), silence: false, question_s: turn.question_s });
+        let silence = overheard && turn.transcript.is_empty();
+        if silence {
+            turn.stopped = Stopped::Silence;
+        }
+        listener(&Event::Heard { turn_id: turn.turn_id, transcript: turn.transcript.clone(), silence, question_s: turn.question_s });
         Ok(())
     }
 
@@ -116,17 +126,17 @@ impl Agent {
         Ok(words.join(" "))
     }
 
-    /// Lets the model write words up to `end` and says how probable that was: the product of what it gave to its choice at the end and to
+    /// Lets the model write words up to `end` and says how probable they were: the product of what it gave to its choice at the end and to
     /// each word before.
-    pub(super) fn end_of_words(&mut self, end: u32, limit: usize) -> Result<f32, AgentError> {
+    pub(super) fn end_of_words(&mut self, end: u32, limit: usize) -> Result<Guess, AgentError> {
         let mut words = Vec::new();
         let mut all = 1.0f32;
         while words.len() < limit && !self.full() && !circles(&words) {
             all *= self.lm.certainty()?;
-            let Next::Word(tokens) = self.next_word(end)? else { return Ok(all) };
+            let Next::Word(tokens) = self.next_word(end)? else { return Ok(Guess { complete: all, transcript: words.join(" ") }) };
             words.push(self.text.decode(&tokens));
         }
-        Ok(0.0)
+        Ok(Guess { complete: 0.0, transcript: words.join(" ") })
     }
 
     /// The model writes a word, or `end`. Nothing else is let through; a word is taken to its end.

@@ -1,7 +1,7 @@
 //! Who speaks when: a pure state machine on a clock that the caller owns.
 //!
 //! ```text
-//!            voice, key            silence, key up          first sound
+//!            voice, key      silence, no word, key up       first sound
 //!     idle ─────────────▶ listening ─────────────▶ thinking ────────────▶ speaking
 //!      ▲                   ▲  ▲  ◀── user goes on ──┘ │                   │   ▲
 //!      │                   │  └───────────────────────┼── voice lasts ─ interrupted (paused)
@@ -64,6 +64,13 @@ pub enum Input {
     },
     /// How probable it is that the question is complete, 0 to 1, by what was heard until now.
     Complete(f32),
+    /// A voice is heard in which the model has heard no new word.
+    NoNewWord {
+        /// For how long.
+        lasted: Duration,
+        /// See [`Input::Complete`].
+        complete: f32,
+    },
     /// The question was read to its end and understood (or not: then there will be no answer). From here on tools may be at work.
     Read {
         /// Is there something to answer?
@@ -135,6 +142,8 @@ pub struct Turns {
     suspected: bool,
     /// It held the answer for as long as it may without becoming sure: until it ends, or is sure, it does not count.
     dismissed: bool,
+    /// The question ended though a voice went on: somebody else talks all the time, and none of that interrupts the answer.
+    among_others: bool,
     silent_since: Time,
     /// The voice that is heard has been dealt with: it begins no question, but may still interrupt.
     spent: bool,
@@ -162,6 +171,7 @@ impl Turns {
             voice: None,
             suspected: false,
             dismissed: false,
+            among_others: false,
             silent_since: now,
             spent: false,
             question: now,
@@ -210,7 +220,14 @@ impl Turns {
                     self.voiced += self.silent_since - since;
                 }
             }
-            Input::Complete(p) => self.complete = Some(if p.is_finite() { p.clamp(0.0, 1.0) } else { 0.0 }),
+            Input::Complete(p) => self.complete = Some(probability(p)),
+            Input::NoNewWord { lasted, complete } => {
+                let over = lasted >= self.end_delay(Some(probability(complete))) + self.settings.listening.talk_on;
+                if self.state == State::Listening && over && self.users_voice().is_some() && !self.key && !self.settings.push_to_talk {
+                    self.answer(&mut actions);
+                    self.among_others = true;
+                }
+            }
             Input::KeyDown => self.key_down(&mut actions),
             Input::KeyUp => self.key_up(&mut actions),
             Input::StopWord => self.give_up(&mut actions),
@@ -305,7 +322,11 @@ impl Turns {
                 if self.now.saturating_sub(self.audible) >= self.settings.speaking.timeout {
                     self.timeouts.speaking += 1;
                     self.give_up(actions);
-                } else if self.settings.speaking.barge_in && !self.dismissed && lasts(self.settings.speaking.pause_after) {
+                } else if self.settings.speaking.barge_in
+                    && !self.dismissed
+                    && !self.among_others
+                    && lasts(self.settings.speaking.pause_after)
+                {
                     add(actions, Action::Pause);
                     self.enter(State::Interrupted);
                 }
@@ -343,7 +364,7 @@ impl Turns {
             if age >= settings.silence {
                 self.give_up(actions);
             }
-        } else if silence >= self.end_delay() {
+        } else if silence >= self.end_delay(self.complete) {
             if self.voiced < settings.speech_min {
                 self.give_up(actions);
             } else {
@@ -353,9 +374,9 @@ impl Turns {
     }
 
     /// Silence that ends the question, by how complete it seems; without an estimate, half way.
-    fn end_delay(&self) -> Duration {
+    fn end_delay(&self, complete: Option<f32>) -> Duration {
         let Listening { end_min, end_max, .. } = self.settings.listening;
-        let doubt = 1.0 - self.complete.unwrap_or(0.5);
+        let doubt = 1.0 - complete.unwrap_or(0.5);
         let room = end_max.saturating_sub(end_min).as_millis() as f32;
         end_min + Duration::from_millis((room * doubt).round() as u64)
     }
@@ -415,10 +436,15 @@ impl Turns {
     }
 
     fn enter(&mut self, state: State) {
+        self.among_others &= !matches!(state, State::Idle | State::Listening);
         self.state = state;
         self.entered = self.now;
         self.read = false;
     }
+}
+
+fn probability(p: f32) -> f32 {
+    if p.is_finite() { p.clamp(0.0, 1.0) } else { 0.0 }
 }
 
 fn add(actions: &mut Actions, action: Action) {

@@ -45,6 +45,9 @@ pub struct Listening {
     /// Silence that ends a question that is certainly incomplete. Between them the probability decides.
     #[serde(rename = "end_max_ms", deserialize_with = "milliseconds")]
     pub end_max: Duration,
+    /// Where a voice goes on, a television say, in which the model hears no new word: so much longer than the silence until the question ends.
+    #[serde(rename = "talk_on_ms", deserialize_with = "milliseconds")]
+    pub talk_on: Duration,
     /// A question with less voice than this was a noise and is thrown away.
     #[serde(rename = "speech_min_ms", deserialize_with = "milliseconds")]
     pub speech_min: Duration,
@@ -61,6 +64,7 @@ impl Default for Listening {
         Self {
             end_min: Duration::from_millis(400),
             end_max: Duration::from_millis(1000),
+            talk_on: Duration::from_millis(300),
             speech_min: Duration::from_millis(150),
             silence: Duration::from_secs(8),
             timeout: Duration::from_secs(25),

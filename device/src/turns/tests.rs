@@ -78,6 +78,34 @@ fn the_pause_that_ends_a_question_follows_the_probability() {
     }
 }
 
+/// A television behind the user: the question is over when the model hears no new word, and what goes on neither takes it back nor interrupts.
+#[test]
+fn a_voice_without_a_new_word_ends_the_question() {
+    for (p, expected) in [(1.0, 700), (0.0, 1300), (f32::NAN, 1300)] {
+        let mut bench = Bench::new(TurnSettings::default());
+        bench.input(Input::SpeechStarted { since: bench.now }).wait(2000).took();
+        assert_eq!(bench.input(Input::NoNewWord { lasted: ms(expected - 10), complete: p }).took(), [], "{p}");
+        assert_eq!(bench.input(Input::NoNewWord { lasted: ms(expected), complete: p }).took(), [Action::Answer], "{p}");
+        bench.wait(1000).input(Input::Read { understood: true }).input(Input::PlaybackStarted).wait(5000);
+        assert_eq!((bench.turns.state(), bench.took()), (State::Speaking, vec![]));
+        let now = bench.now;
+        bench.input(Input::SpeechEnded { at: now }).input(Input::SpeechStarted { since: now }).wait(1000);
+        assert_eq!(bench.took(), [], "nor what begins anew");
+        let now = bench.now;
+        bench.input(Input::PlaybackFinished).input(Input::SpeechEnded { at: now }).speaking();
+        bench.input(Input::SpeechStarted { since: bench.now }).wait(20);
+        assert_eq!(bench.took(), [Action::Pause], "the next answer is interrupted as ever");
+    }
+    // In a pause the silence counts, and with the key only the key.
+    let mut bench = Bench::new(TurnSettings::default());
+    let wordless = Input::NoNewWord { lasted: ms(5000), complete: 1.0 };
+    bench.voice(1000).wait(300).input(wordless);
+    assert_eq!(bench.turns.state(), State::Listening);
+    let since = bench.now;
+    bench.input(Input::KeyDown).input(Input::SpeechStarted { since }).wait(2000).input(wordless);
+    assert_eq!(bench.turns.state(), State::Listening);
+}
+
 #[test]
 fn a_user_who_goes_on_takes_the_question_back() {
     let mut bench = Bench::new(TurnSettings::default());
@@ -280,7 +308,8 @@ fn random_input(random: &mut Random, now: Time) -> Input {
         0..2 => Input::SpeechStarted { since: now.saturating_sub(ago) },
         2 => Input::SpeechSuspected { since: now.saturating_sub(ago) },
         3..6 => Input::SpeechEnded { at: now.saturating_sub(ago) },
-        6 => Input::Complete(random.below(100) as f32 / 99.0),
+        6 if random.below(2) > 0 => Input::Complete(random.below(100) as f32 / 99.0),
+        6 => Input::NoNewWord { lasted: 5 * ago, complete: random.below(100) as f32 / 99.0 },
         7 => Input::Read { understood: random.below(3) > 0 },
         8 | 9 => Input::PlaybackStarted,
         10 => Input::PlaybackFinished,
@@ -367,7 +396,7 @@ fn whatever_happens_it_listens_again() {
             assert_eq!(world.paused, state == State::Interrupted, "seed {seed}, step {step}");
             world.both = (world.user && world.audible).then(|| world.both.unwrap_or(now));
             let both = world.both.map_or(Duration::ZERO, |since| now - since);
-            let interrupts = settings.speaking.barge_in && !settings.push_to_talk;
+            let interrupts = settings.speaking.barge_in && !settings.push_to_talk && !turns.among_others;
             assert!(!interrupts || both <= limit, "seed {seed}, step {step}: both speak for {both:?}");
         }
         // Quiet: nobody speaks, no key (but for what never ends), no answer comes.

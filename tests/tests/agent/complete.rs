@@ -14,7 +14,7 @@ fn ask(agent: &mut Agent, samples: &[f32]) -> f32 {
     let all: Vec<f32> = samples.iter().copied().chain(quiet.take(4800)).collect();
     agent.begin("a test").expect("begins");
     all.chunks(320).for_each(|piece| agent.push(piece, None).expect("hears"));
-    let complete = agent.complete().expect("runs").expect("the bundle has transcripts");
+    let complete = agent.complete().expect("runs").expect("the bundle has transcripts").complete;
     agent.abandon().expect("forgets");
     complete
 }

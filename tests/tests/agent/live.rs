@@ -13,7 +13,7 @@ use sa_device::turns::State;
 use sa_tests::onset;
 
 /// Questions that need no turn before, with what the user says into the answer of some.
-const QUESTIONS: [&str; 12] = [
+pub const QUESTIONS: [&str; 12] = [
     "01-agenda",
     "05-brightness",
     "06-calendar",

@@ -10,6 +10,7 @@ mod layers;
 mod live;
 mod long;
 mod memory;
+mod noisy;
 mod overlap;
 mod resources;
 mod rings;

@@ -179,7 +179,7 @@ fn what_nobody_wants_any_more_is_passed_over() {
     mind.order(Order::Complete(1));
     mind.order(Order::Abandon);
     ask(&mut mind, 3, &voice("10-facts"));
-    mind.order(Order::Answer(3));
+    mind.order(Order::Answer { question: 3, addressed: true });
     let heard = wait_for(&mut mind, |report| match report {
         Report::Event(3, Event::Heard { transcript, .. }) => Some(transcript),
         _ => None,
@@ -243,7 +243,7 @@ fn an_agent_that_breaks_down_ends_the_conversation() {
         let mut mind = Mind::on_thread(agent_with(&engine, settings()));
         broken.store(true, Relaxed);
         ask(&mut mind, 1, &voice("10-facts"));
-        mind.order(Order::Answer(1));
+        mind.order(Order::Answer { question: 1, addressed: true });
         let error = wait_for(&mut mind, |_| None::<()>).expect_err("it broke down").to_string();
         assert!(error.contains(words) && error.contains("started again") && !error.contains("audio device"), "{error}");
     }
