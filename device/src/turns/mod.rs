@@ -128,6 +128,10 @@ pub struct Timeouts {
     pub interrupted: u32,
 }
 
+/// How complete a question must be that ends though a voice goes on. Of twelve sentences of which the model understands nothing two seemed over
+/// before they were, at 0.17 and 0.22; of 360 questions, none.
+const UNDERSTOOD: f32 = 0.3;
+
 /// The state machine.
 #[derive(Debug, Clone)]
 pub struct Turns {
@@ -221,13 +225,7 @@ impl Turns {
                 }
             }
             Input::Complete(p) => self.complete = Some(probability(p)),
-            Input::NoNewWord { lasted, complete } => {
-                let over = lasted >= self.end_delay(Some(probability(complete))) + self.settings.listening.talk_on;
-                if self.state == State::Listening && over && self.users_voice().is_some() && !self.key && !self.settings.push_to_talk {
-                    self.answer(&mut actions);
-                    self.among_others = true;
-                }
-            }
+            Input::NoNewWord { lasted, complete } => self.no_new_word(lasted, probability(complete), &mut actions),
             Input::KeyDown => self.key_down(&mut actions),
             Input::KeyUp => self.key_up(&mut actions),
             Input::StopWord => self.give_up(&mut actions),
@@ -370,6 +368,15 @@ impl Turns {
             } else {
                 self.answer(actions);
             }
+        }
+    }
+
+    fn no_new_word(&mut self, lasted: Duration, complete: f32, actions: &mut Actions) {
+        let by_voice = !self.key && !self.settings.push_to_talk && self.users_voice().is_some();
+        let over = complete >= UNDERSTOOD && lasted >= self.end_delay(Some(complete)) + self.settings.listening.talk_on;
+        if self.state == State::Listening && by_voice && over {
+            self.answer(actions);
+            self.among_others = true;
         }
     }
 
