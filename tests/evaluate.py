@@ -60,11 +60,14 @@ def noise(kind, length, others, rng):
     return pink
 
 
-def in_noise(samples, snr_db, kind, others, rng):
-    """The signal's power is that of its loud frames, as the ear would say; clipping is avoided by scaling down."""
+def in_noise(samples, snr_db, kind, others, rng, around):
+    """The signal's power is that of its loud frames, as the ear would say; clipping is avoided by scaling down. The noise begins
+    and ends so many seconds before and after the signal."""
     frames = sorted(sum(x * x for x in samples[i : i + 320]) / 320 for i in range(0, len(samples) - 320, 320))
     loud = frames[len(frames) // 3 :] or [1.0]
     power = sum(loud) / len(loud)
+    before, after = (array.array("h", bytes(2 * int(16000 * seconds))) for seconds in around)
+    samples = before + samples + after
     added = noise(kind, len(samples), others, rng)
     gain = math.sqrt(power / (sum(x * x for x in added) / len(added) + 1e-9)) * 10 ** (-snr_db / 20)
     mixed = [x + gain * n for x, n in zip(samples, added)]
@@ -140,7 +143,7 @@ def ask(args, group, number, names, others):
         path = os.path.join(folder, f"{row['id']}.wav")
         samples = load(row)
         if args.snr is not None:
-            samples = in_noise(samples, args.snr, ("white", "pink", "babble")[(number + index) % 3], others, rng)
+            samples = in_noise(samples, args.snr, ("white", "pink", "babble")[(number + index) % 3], others, rng, args.around)
         store(path, samples)
         command += ["--input", path]
     run = subprocess.run(command, capture_output=True, text=True)
@@ -199,6 +202,7 @@ def main():
     parser.add_argument("--sets", default="trained,timbre,accent,synthesiser")
     parser.add_argument("--limit", type=int, help="at most so many questions of a set")
     parser.add_argument("--snr", type=float, help="add white, pink and babble noise in turn, at so many dB")
+    parser.add_argument("--around", type=float, nargs=2, default=(0, 0), metavar="S", help="with --snr: the noise begins and ends so many seconds before and after the question")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     args = parser.parse_args()
@@ -223,6 +227,7 @@ def main():
             if row["reply"]:
                 file.write(json.dumps({"wav": os.path.abspath(row["output"]), "text": row["reply"]}) + "\n")
     condition = "clean" if args.snr is None else f"in noise at {args.snr:g} dB"
+    condition += "".join(f", {seconds:g} s {where}" for seconds, where in zip(args.around, ("before", "after")) if seconds)
     print(f"{len(rows)} test questions, {condition} ({sum(bool(row.get('history')) for row in rows)} with the turns before them)\n")
     table(scored, "set")
     table(scored, "category")

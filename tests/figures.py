@@ -202,6 +202,9 @@ def noise(work, limit):
     report = ask(work, "noise", limit, "--sets", "trained", "--snr", "10")
     value = percent(report)
     bar(f"call and reply exact, trained voices in noise at 10 dB ({len(report)} questions)", f"{value:.1f} %", "≥ 80 %", value >= 80, "tests/figures.py noise")
+    before, after = 0.5, 3.2
+    report = ask(work, "noise-around", limit, "--sets", "trained", "--snr", "10", "--around", before, after)
+    bar(f"the same, the noise from {before} s before to {after} s after the question ({len(report)})", f"{percent(report):.1f} %", "", None, "tests/figures.py noise")
 
 
 def judge(work, name, listing, domain):

@@ -22,6 +22,8 @@ pub struct Augment {
     pub gain_db: f32,
     /// Up to this much silence before and after, seconds.
     pub silence: f32,
+    /// How often what is behind the voice was there for seconds before it and goes on for seconds after it, as a television does.
+    pub lingers: f64,
     /// Other people's utterances: several at once are a quarter of the noises. None: there is no such noise.
     pub crowd: Crowd,
 }
@@ -61,9 +63,12 @@ impl Crowd {
     }
 }
 
+/// Seconds before and after, at most, where [`Augment::lingers`] strikes: more than it takes to find the end of a question.
+const LINGERS: [f32; 2] = [1.5, 3.5];
+
 impl Default for Augment {
     fn default() -> Self {
-        Self { reverb: 0.35, noise: 0.65, snr_db: [3.0, 30.0], band: 0.25, gain_db: 8.0, silence: 0.4, crowd: Crowd::default() }
+        Self { reverb: 0.35, noise: 0.65, snr_db: [3.0, 30.0], band: 0.25, gain_db: 8.0, silence: 0.4, lingers: 0.0, crowd: Crowd::default() }
     }
 }
 
@@ -90,9 +95,15 @@ impl Augment {
         let after = (rng.random_range(0.0..=self.silence) * RATE) as usize;
         samples.splice(0..0, std::iter::repeat_n(0.0, before));
         samples.extend(std::iter::repeat_n(0.0, after));
+        let speech = level(samples);
+        if self.lingers > 0.0 && rng.random_bool(self.lingers) {
+            let [before, after] = LINGERS.map(|longest| (rng.random_range(0.0..=longest) * RATE) as usize);
+            samples.splice(0..0, std::iter::repeat_n(0.0, before));
+            samples.extend(std::iter::repeat_n(0.0, after));
+        }
         if rng.random_bool(self.noise) {
             let snr_db = rng.random_range(self.snr_db[0]..=self.snr_db[1]);
-            add_noise(rng, samples, snr_db, &self.crowd);
+            add_noise_below(rng, samples, speech, snr_db, &self.crowd);
         } else {
             // no microphone is silent
             let floor = 10f32.powf(rng.random_range(-80.0..-55.0) / 20.0);
@@ -128,7 +139,11 @@ pub fn level(samples: &[f32]) -> f32 {
 
 /// Adds noise of a random kind, `snr_db` below the level of the speech. Silence stays as it is.
 pub fn add_noise(rng: &mut impl Rng, samples: &mut [f32], snr_db: f32, crowd: &Crowd) {
-    let speech = level(samples);
+    add_noise_below(rng, samples, level(samples), snr_db, crowd);
+}
+
+/// The same where more than the speech is in `samples`; `speech` is its [`level`].
+fn add_noise_below(rng: &mut impl Rng, samples: &mut [f32], speech: f32, snr_db: f32, crowd: &Crowd) {
     if speech <= 0.0 {
         return;
     }
@@ -354,6 +369,22 @@ mod tests {
             assert!(samples.iter().all(|sample| sample.is_finite() && sample.abs() <= 1.0));
             assert!(samples.iter().any(|sample| sample.abs() > 0.01));
         }
+    }
+
+    #[test]
+    fn what_lingers_is_as_loud_around_the_voice_as_under_it() {
+        let around = Augment { reverb: 0.0, noise: 1.0, snr_db: [10.0; 2], band: 0.0, gain_db: 0.0, lingers: 1.0, ..Augment::default() };
+        let mut longest = 0;
+        for seed in 0..40 {
+            let mut samples = tone();
+            around.apply(&mut rand_chacha::ChaCha8Rng::seed_from_u64(seed), &mut samples);
+            longest = longest.max(samples.len());
+            // Ten decibels below the tone's 0.045 over the whole length.
+            let power = samples.iter().map(|sample| sample * sample).sum::<f32>() / samples.len() as f32;
+            let voice = 0.045 * 16_000.0 / samples.len() as f32;
+            assert!((10.0 * ((power - voice) / 0.0045).log10()).abs() < 1.0, "{power} in {} samples", samples.len());
+        }
+        assert!(longest > 16_000 + 48_000 && longest <= 16_000 + 12_802 + 80_002, "{longest}");
     }
 
     #[test]

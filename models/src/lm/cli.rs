@@ -34,7 +34,7 @@ pub struct Args {
     #[arg(long, value_name = "SHARE", requires = "from", default_value_t = 0.0, value_parser = share)]
     keep: f64,
     /// Steps of the whole run; a run may be resumed with another number (the learning rate follows it)
-    #[arg(long, default_value_t = 20_000, value_name = "N")]
+    #[arg(long, default_value_t = 14_000, value_name = "N")]
     steps: u64,
     /// Stop after so many minutes of this call; the next call goes on
     #[arg(long, value_name = "M")]
