@@ -128,8 +128,9 @@ pub struct Timeouts {
     pub interrupted: u32,
 }
 
-/// How complete a question must be that ends though a voice goes on. Of twelve sentences of which the model understands nothing two seemed over
-/// before they were, at 0.17 and 0.22; of 360 questions, none.
+/// How complete a question must be that ends though a voice goes on. With `talk_on_ms` 900 none of 299 test questions would end before its last
+/// word, and 1 of 108 sentences of other domains, of which the model understands little (3 and 9 with 300); of 72 questions among music and
+/// crowds 29 would end by it, 24 of them understood (33 and 26), most of the others by a pause of what goes on.
 const UNDERSTOOD: f32 = 0.3;
 
 /// The state machine.

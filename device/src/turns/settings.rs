@@ -64,7 +64,7 @@ impl Default for Listening {
         Self {
             end_min: Duration::from_millis(400),
             end_max: Duration::from_millis(1000),
-            talk_on: Duration::from_millis(300),
+            talk_on: Duration::from_millis(900),
             speech_min: Duration::from_millis(150),
             silence: Duration::from_secs(8),
             timeout: Duration::from_secs(25),

@@ -81,7 +81,7 @@ fn the_pause_that_ends_a_question_follows_the_probability() {
 /// A television behind the user: the question is over when the model hears no new word, and what goes on neither takes it back nor interrupts.
 #[test]
 fn a_voice_without_a_new_word_ends_the_question() {
-    for (p, expected) in [(1.0, 700), (0.5, 1000)] {
+    for (p, expected) in [(1.0, 1300), (0.5, 1600)] {
         let mut bench = Bench::new(TurnSettings::default());
         bench.input(Input::SpeechStarted { since: bench.now }).wait(2000).took();
         assert_eq!(bench.input(Input::NoNewWord { lasted: ms(9000), complete: 0.2 }).took(), [], "it is not understood");
