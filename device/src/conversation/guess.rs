@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::turns::Time;
 
-/// Silence after which it is asked: the tokenizer is 200 ms late.
+/// Silence after which it is asked: the units come after their sound, by 120 ms in nano and by up to 200 in others.
 const AFTER_VOICE: Duration = Duration::from_millis(260);
 /// While a voice is heard it is asked from here on, and so often. It costs as much as to write the transcript.
 const WHILE_VOICE: Duration = Duration::from_secs(1);
