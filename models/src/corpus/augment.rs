@@ -22,8 +22,8 @@ pub struct Augment {
     pub gain_db: f32,
     /// Up to this much silence before and after, seconds.
     pub silence: f32,
-    /// How often what is behind the voice was there for seconds before it and goes on for seconds after it, as a television does.
-    pub lingers: f64,
+    /// Was what is behind the voice there for seconds before it, and does it go on for seconds after it, as a television does?
+    pub lingers: bool,
     /// Other people's utterances: several at once are a quarter of the noises. None: there is no such noise.
     pub crowd: Crowd,
 }
@@ -63,12 +63,12 @@ impl Crowd {
     }
 }
 
-/// Seconds before and after, at most, where [`Augment::lingers`] strikes: more than it takes to find the end of a question.
+/// Seconds before and after, at most, where it [lingers](Augment::lingers): more than it takes to find the end of a question.
 const LINGERS: [f32; 2] = [1.5, 3.5];
 
 impl Default for Augment {
     fn default() -> Self {
-        Self { reverb: 0.35, noise: 0.65, snr_db: [3.0, 30.0], band: 0.25, gain_db: 8.0, silence: 0.4, lingers: 0.0, crowd: Crowd::default() }
+        Self { reverb: 0.35, noise: 0.65, snr_db: [3.0, 30.0], band: 0.25, gain_db: 8.0, silence: 0.4, lingers: false, crowd: Crowd::default() }
     }
 }
 
@@ -91,15 +91,10 @@ impl Augment {
         if rng.random_bool(self.band) {
             limit_band(rng, samples);
         }
-        let before = (rng.random_range(0.0..=self.silence) * RATE) as usize;
-        let after = (rng.random_range(0.0..=self.silence) * RATE) as usize;
-        samples.splice(0..0, std::iter::repeat_n(0.0, before));
-        samples.extend(std::iter::repeat_n(0.0, after));
+        surround(rng, samples, [self.silence; 2]);
         let speech = level(samples);
-        if self.lingers > 0.0 && rng.random_bool(self.lingers) {
-            let [before, after] = LINGERS.map(|longest| (rng.random_range(0.0..=longest) * RATE) as usize);
-            samples.splice(0..0, std::iter::repeat_n(0.0, before));
-            samples.extend(std::iter::repeat_n(0.0, after));
+        if self.lingers {
+            surround(rng, samples, LINGERS);
         }
         if rng.random_bool(self.noise) {
             let snr_db = rng.random_range(self.snr_db[0]..=self.snr_db[1]);
@@ -112,6 +107,13 @@ impl Augment {
         let gain = 10f32.powf(rng.random_range(-self.gain_db..=self.gain_db) / 20.0);
         samples.iter_mut().for_each(|sample| *sample = (*sample * gain).clamp(-1.0, 1.0));
     }
+}
+
+/// Puts silence before and after, at most so many seconds of it.
+fn surround(rng: &mut impl Rng, samples: &mut Vec<f32>, longest: [f32; 2]) {
+    let [before, after] = longest.map(|longest| (rng.random_range(0.0..=longest) * RATE) as usize);
+    samples.splice(0..0, std::iter::repeat_n(0.0, before));
+    samples.extend(std::iter::repeat_n(0.0, after));
 }
 
 /// Kinds of noise.
@@ -373,7 +375,7 @@ mod tests {
 
     #[test]
     fn what_lingers_is_as_loud_around_the_voice_as_under_it() {
-        let around = Augment { reverb: 0.0, noise: 1.0, snr_db: [10.0; 2], band: 0.0, gain_db: 0.0, lingers: 1.0, ..Augment::default() };
+        let around = Augment { reverb: 0.0, noise: 1.0, snr_db: [10.0; 2], band: 0.0, gain_db: 0.0, lingers: true, ..Augment::default() };
         let mut longest = 0;
         for seed in 0..40 {
             let mut samples = tone();

@@ -155,8 +155,7 @@ pub fn encode_corpus(
         // The clean encoding stands beside them: every second one, the first included, is noisier than most, and in every third one the
         // noise was there before and goes on. Who never heard that writes words down for it.
         let augment = if copy % 2 == 1 { Augment::harsh() } else { Augment::default() };
-        let lingers = if copy % 3 == 0 { 1.0 } else { 0.0 };
-        let augment = &Augment { lingers, ..augment }.among(crowd.clone());
+        let augment = &Augment { lingers: copy % 3 == 0, ..augment }.among(crowd.clone());
         let augmented = train.iter().map(|q| {
             let read = move || {
                 let mut audio = corpus.audio(q)?;
